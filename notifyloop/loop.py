@@ -1,0 +1,231 @@
+"""The event loop.
+
+`NotifyLoop` is an `asyncio.SelectorEventLoop`, on every platform, because programs test for that class, and
+because most of asyncio is right as it is: connection set-up, name resolution, servers, TLS, executors,
+subprocesses. What it replaces is what a loop is chosen for, the turn.
+
+One turn: `_run_once` asks the port for notifications, in the same foreign call that re-arms what the last
+turn handled, appends the callbacks of what is ready and of timers that are due, and runs what is ready at
+that moment. While callbacks are ready the port is asked only every `POLL_EVERY` turns: a chain of
+`call_soon` does not pay for a system call at each link, and I/O waits for at most so many.
+
+There is no self-pipe. `call_soon_threadsafe` posts a packet to the port, and only if the loop is asleep or
+about to be: `_sleeping` holds one token while it is, and whoever takes the token posts. So at most one
+wake-up is ever pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from asyncio import base_events
+from asyncio.log import logger
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import TYPE_CHECKING, TypeVarTuple
+
+from notifyloop.selector import NotificationSelector
+from notifyloop.statistics import Statistics
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+    from typing import Any, Unpack
+
+__all__ = ["NotifyLoop", "new_event_loop"]
+
+Ts = TypeVarTuple("Ts")
+
+POLL_EVERY = 32  # turns; tokio asks every 61, Go every 61 scheduling rounds
+LONGEST_WAIT = 24 * 3600  # seconds
+
+# A heap with more cancelled timers than this share, and more timers than this, is built anew.
+CANCELLED_SHARE = 0.5
+MIN_TIMERS = 100
+
+
+class NotifyLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop on a completion port.
+
+    Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
+    `NotificationSelector` that nobody else uses; anything else raises TypeError.
+    """
+
+    _selector: NotificationSelector
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _timer_cancelled_count: int
+    _clock_resolution: float
+    _stopping: bool
+    _debug: bool
+    _current_handle: asyncio.Handle | None
+    _ssock: Any
+    _csock: Any
+    _internal_fds: int
+    _check_closed: Callable[[], None]
+
+    def __init__(self, selector: NotificationSelector | None = None) -> None:
+        if selector is None:
+            selector = NotificationSelector()
+        elif not isinstance(selector, NotificationSelector):
+            raise TypeError(f"NotifyLoop needs a NotificationSelector, not {type(selector).__name__}")
+        self._ssock = self._csock = None
+        self._sleeping: list[None] = []
+        self._iterations = 0
+        self._callbacks = 0
+        self._turns_to_poll = 0
+        super().__init__(selector)
+
+    # ---- the turn
+
+    def run_forever(self) -> None:
+        """Run until `stop()` is called. The first turn always asks for notifications."""
+        self._turns_to_poll = 0
+        super().run_forever()
+
+    def _run_once(self) -> None:
+        ready = self._ready
+        self._iterations += 1
+        self._turns_to_poll -= 1
+        if self._scheduled:
+            self._drop_cancelled_timers()
+        if not ready or self._turns_to_poll < 0:
+            self._turns_to_poll = POLL_EVERY
+            self._poll()
+        if self._scheduled:
+            self._schedule_due_timers()
+
+        # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping
+        # the queue, keeps this safe against threads that append.
+        count = len(ready)
+        self._callbacks += count
+        if self._debug:
+            self._run_timed(count)
+            return
+        handle = None
+        for _ in range(count):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+        handle = None  # a callback's arguments must not live until the next turn
+
+    def _poll(self) -> None:
+        timeout: float | None = None
+        # First say that we sleep, then look whether there is work: another thread appends its work first,
+        # then looks whether we sleep.
+        self._sleeping.append(None)
+        if self._ready or self._stopping:
+            timeout = 0
+        elif self._scheduled:
+            timeout = min(max(self._scheduled[0].when() - self.time(), 0), LONGEST_WAIT)
+        try:
+            notifications = self._selector.dequeue(timeout)
+        finally:
+            self._sleeping.clear()
+        ready = self._ready
+        for interest, mask in notifications:
+            reader, writer = interest.data
+            if mask & EVENT_READ and reader is not None:
+                ready.append(reader)
+            if mask & EVENT_WRITE and writer is not None:
+                ready.append(writer)
+
+    def _drop_cancelled_timers(self) -> None:
+        scheduled = self._scheduled
+        if len(scheduled) > MIN_TIMERS and self._timer_cancelled_count > CANCELLED_SHARE * len(scheduled):
+            for handle in scheduled:
+                if handle._cancelled:
+                    handle._scheduled = False  # type: ignore[attr-defined]
+            self._scheduled = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(self._scheduled)
+            self._timer_cancelled_count = 0
+            return
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+
+    def _schedule_due_timers(self) -> None:
+        scheduled = self._scheduled
+        now = self.time() + self._clock_resolution
+        while scheduled and scheduled[0].when() < now:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False  # type: ignore[attr-defined]
+            self._ready.append(handle)
+
+    def _run_timed(self, count: int) -> None:
+        """The same with debug mode's report of slow callbacks."""
+        for _ in range(count):
+            handle = self._ready.popleft()
+            if handle._cancelled:
+                continue
+            self._current_handle = handle
+            try:
+                started = self.time()
+                handle._run()
+                seconds = self.time() - started
+                if seconds >= self.slow_callback_duration:
+                    logger.warning(
+                        "Executing %s took %.3f seconds",
+                        base_events._format_handle(handle),  # type: ignore[attr-defined]
+                        seconds,
+                    )
+            finally:
+                self._current_handle = None
+
+    # ---- wake-ups
+
+    def _write_to_self(self) -> None:
+        """Called after work was added from another thread or a signal handler."""
+        try:
+            self._sleeping.pop()
+        except IndexError:
+            return  # awake, or somebody else has woken it
+        try:
+            self._selector.wake_up()
+        except (AttributeError, ValueError):
+            return  # closed meanwhile: nobody sleeps there any more
+
+    def _make_self_pipe(self) -> None:
+        """Wake-ups need no pipe."""
+
+    def _close_self_pipe(self) -> None:
+        if self._ssock is not None:
+            super()._close_self_pipe()  # type: ignore[misc]
+
+    def add_signal_handler(self, sig: int, callback: Callable[[Unpack[Ts]], Any], *args: *Ts) -> None:
+        """As asyncio's. CPython announces signals on a descriptor of its own choice of format, so here a
+        socket pair it is.
+        """
+        if self._ssock is None and not self.is_closed():
+            super()._make_self_pipe()  # type: ignore[misc]
+        super().add_signal_handler(sig, callback, *args)
+
+    # ---- statistics
+
+    def statistics(self) -> Statistics:
+        """What the loop has done so far. Raises RuntimeError if it is closed."""
+        self._check_closed()
+        counters = self._selector.port.counters()
+        return Statistics(
+            iterations=self._iterations,
+            callbacks=self._callbacks,
+            foreign_calls=counters.calls,
+            waits=counters.waits,
+            kernel_calls=counters.kernel_waits + counters.kernel_changes,
+            registrations=counters.registrations,
+            re_arms=counters.re_arms,
+            notifications=counters.notifications,
+            stale_notifications=counters.stale + self._selector.stale_notifications,
+            posted=counters.posted,
+            registered=len(self._selector.interests),
+            callback_latency=counters.busy_recent_ns / 1e9,
+            callback_latency_max=counters.busy_longest_ns / 1e9,
+            busy_time=counters.busy_ns / 1e9,
+            waiting_time=counters.waiting_ns / 1e9,
+        )
+
+
+def new_event_loop() -> NotifyLoop:
+    """A new loop: for `asyncio.Runner(loop_factory=...)`, `asyncio.run(..., loop_factory=...)`, uvicorn's
+    `--loop` and the like.
+    """
+    return NotifyLoop()

@@ -1,0 +1,137 @@
+"""The declarations of Winsock's socket state notifications, written once for every provider.
+
+The text below is C for a compiler (the Linux provider is built with it) and a `cdef` for cffi (the Windows
+providers are bound with it). Layouts and values are those of winsock2.h and ioapiset.h; they are the same
+on every platform, so what runs on Linux is called exactly as on Windows. Two things are ours and marked so:
+a timeout finer than a millisecond, and the counters.
+
+Sources: "ProcessSocketNotifications function (winsock2.h)", "SOCK_NOTIFY_REGISTRATION structure
+(winsock2.h)", "Winsock socket state notifications" and "GetQueuedCompletionStatusEx function (ioapiset.h)"
+of Microsoft's reference.
+"""
+
+from __future__ import annotations
+
+from struct import Struct, calcsize
+
+TYPES = """
+typedef uintptr_t SOCKET;
+typedef uintptr_t ULONG_PTR;
+typedef void *HANDLE;
+typedef void *PVOID;
+typedef uint32_t DWORD;
+typedef uint32_t ULONG;
+typedef uint32_t UINT32;
+typedef uint16_t UINT16;
+typedef uint8_t UINT8;
+typedef int BOOL;
+
+typedef struct {
+    SOCKET socket;
+    PVOID completionKey;
+    UINT16 eventFilter;
+    UINT8 operation;
+    UINT8 triggerFlags;
+    DWORD registrationResult;
+} SOCK_NOTIFY_REGISTRATION;
+
+typedef struct {
+    ULONG_PTR lpCompletionKey;
+    PVOID lpOverlapped;
+    ULONG_PTR Internal;
+    DWORD dwNumberOfBytesTransferred;
+} OVERLAPPED_ENTRY;
+"""
+
+CONSTANTS = """
+#define SOCK_NOTIFY_REGISTER_EVENT_NONE 0x00
+#define SOCK_NOTIFY_REGISTER_EVENT_IN 0x01
+#define SOCK_NOTIFY_REGISTER_EVENT_OUT 0x02
+#define SOCK_NOTIFY_REGISTER_EVENT_HANGUP 0x04
+#define SOCK_NOTIFY_REGISTER_EVENTS_ALL 0x07
+
+#define SOCK_NOTIFY_EVENT_IN 0x01
+#define SOCK_NOTIFY_EVENT_OUT 0x02
+#define SOCK_NOTIFY_EVENT_HANGUP 0x04
+#define SOCK_NOTIFY_EVENT_ERR 0x40
+#define SOCK_NOTIFY_EVENT_REMOVE 0x80
+#define SOCK_NOTIFY_EVENTS_ALL 0xC7
+
+#define SOCK_NOTIFY_OP_NONE 0x00
+#define SOCK_NOTIFY_OP_ENABLE 0x01
+#define SOCK_NOTIFY_OP_DISABLE 0x02
+#define SOCK_NOTIFY_OP_REMOVE 0x04
+
+#define SOCK_NOTIFY_TRIGGER_ONESHOT 0x01
+#define SOCK_NOTIFY_TRIGGER_PERSISTENT 0x02
+#define SOCK_NOTIFY_TRIGGER_LEVEL 0x04
+#define SOCK_NOTIFY_TRIGGER_EDGE 0x08
+#define SOCK_NOTIFY_TRIGGER_ALL 0x0F
+
+#define ERROR_SUCCESS 0
+#define ERROR_INVALID_HANDLE 6
+#define ERROR_NOT_ENOUGH_MEMORY 8
+#define ERROR_INVALID_PARAMETER 87
+#define WAIT_IO_COMPLETION 192
+#define WAIT_TIMEOUT 258
+#define ERROR_ABANDONED_WAIT_0 735
+#define ERROR_TIMEOUT 1460
+#define INFINITE 0xFFFFFFFF
+"""
+
+FUNCTIONS = """
+HANDLE CreateIoCompletionPort(HANDLE file, HANDLE existing, ULONG_PTR key, DWORD threads);
+
+BOOL CloseHandle(HANDLE port);
+
+BOOL PostQueuedCompletionStatus(HANDLE port, DWORD bytes, ULONG_PTR key, PVOID overlapped);
+
+DWORD ProcessSocketNotifications(HANDLE port,
+                                 UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
+                                 UINT32 timeoutMs,
+                                 ULONG completionCount, OVERLAPPED_ENTRY *entries, UINT32 *receivedEntryCount);
+"""
+
+# Ours. Winsock counts milliseconds; Linux can wait for nanoseconds, and an event loop's timers profit. A
+# negative timeout is INFINITE.
+EXTENSIONS = """
+typedef struct {
+    uint64_t calls;
+    uint64_t waits;
+    uint64_t kernel_waits;
+    uint64_t kernel_changes;
+    uint64_t registrations;
+    uint64_t re_arms;
+    uint64_t notifications;
+    uint64_t withheld;
+    uint64_t stale;
+    uint64_t posted;
+    uint64_t rebuilds;
+    uint64_t busy_ns;
+    uint64_t busy_recent_ns;
+    uint64_t busy_longest_ns;
+    uint64_t waiting_ns;
+} PORT_COUNTERS;
+
+DWORD ProcessSocketNotificationsNs(HANDLE port,
+                                   UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
+                                   int64_t timeoutNs,
+                                   ULONG completionCount, OVERLAPPED_ENTRY *entries, UINT32 *receivedEntryCount);
+
+BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
+"""
+
+DECLARATIONS = TYPES + CONSTANTS + FUNCTIONS + EXTENSIONS
+
+# The two structures as Python's struct module sees them. Touching the fields of a foreign structure one by
+# one is slow from Python; packing and unpacking whole arrays is not. "N" is as wide as a pointer. The
+# result of a registration (out) is packed as zero, which is ERROR_SUCCESS: after the call, an unchanged
+# array is an array without failures.
+REGISTRATION = Struct("@NNHBBI")
+ENTRY = Struct(
+    "@N" + f"{calcsize('@NN')}x" + "I" + f"{calcsize('N') - 4}x"
+)  # the key and the event mask of an OVERLAPPED_ENTRY
+FULL_ENTRY = Struct("@NNNI" + f"{calcsize('N') - 4}x")
+
+if __name__ == "__main__":  # the C test programs include this output as abi.h
+    print("#include <stdint.h>\n" + DECLARATIONS)

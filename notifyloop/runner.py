@@ -1,0 +1,42 @@
+"""Running a program on the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, TypeVar
+
+from notifyloop.loop import new_event_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def run(
+    main: Awaitable[T],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = new_event_loop,
+    debug: bool | None = None,
+) -> T:
+    """Run a coroutine or another awaitable on a new loop, as `asyncio.run` and `uvloop.run` do, and return
+    its result.
+
+    Raises RuntimeError if a loop runs in this thread already, TypeError if `main` cannot be awaited.
+    """
+    if not inspect.isawaitable(main):
+        raise TypeError(f"an awaitable is required, got {main!r}")
+    coroutine: Coroutine[Any, Any, T] = main if inspect.iscoroutine(main) else _await(main)
+    try:
+        with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+            return runner.run(coroutine)
+    finally:
+        coroutine.close()  # it was not started where a loop runs already; then it must not warn as well
