@@ -35,8 +35,8 @@ def run(
     if not inspect.isawaitable(main):
         raise TypeError(f"an awaitable is required, got {main!r}")
     coroutine: Coroutine[Any, Any, T] = main if inspect.iscoroutine(main) else _await(main)
-    try:
-        with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
-            return runner.run(coroutine)
-    finally:
-        coroutine.close()  # it was not started where a loop runs already; then it must not warn as well
+    if asyncio._get_running_loop() is not None:
+        coroutine.close()  # never started, and about to be reported better than as "never awaited"
+        raise RuntimeError("notifyloop.run() cannot be called from a running event loop")
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+        return runner.run(coroutine)

@@ -1,0 +1,45 @@
+"""Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop where it is installed, and on ours."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from typing import TYPE_CHECKING
+
+import pytest
+
+import notifyloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "notifyloop": notifyloop.NotifyLoop,
+}
+if importlib.util.find_spec("uvloop"):
+    import uvloop
+
+    FACTORIES["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return FACTORIES
+
+
+@pytest.fixture(params=FACTORIES)
+def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of each kind, not running."""
+    loop = FACTORIES[request.param]()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def notify_loop() -> Iterator[notifyloop.NotifyLoop]:
+    """A loop of ours, not running."""
+    loop = notifyloop.NotifyLoop()
+    yield loop
+    loop.close()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import notifyloop
+
+
+async def loop_type() -> type:
+    return type(asyncio.get_running_loop())
+
+
+def test_run_returns_the_result_of_a_coroutine_on_our_loop() -> None:
+    assert notifyloop.run(loop_type()) is notifyloop.NotifyLoop
+
+
+def test_run_takes_any_awaitable() -> None:
+    class Awaitable:
+        def __await__(self):
+            return loop_type().__await__()
+
+    assert notifyloop.run(Awaitable()) is notifyloop.NotifyLoop
+
+
+def test_run_takes_another_factory_and_debug() -> None:
+    async def main() -> tuple[type, bool]:
+        loop = asyncio.get_running_loop()
+        return type(loop), loop.get_debug()
+
+    assert notifyloop.run(main(), loop_factory=asyncio.SelectorEventLoop, debug=True) == (
+        asyncio.SelectorEventLoop,
+        True,
+    )
+
+
+def test_run_inside_a_running_loop() -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="cannot be called from a running event loop"):
+            notifyloop.run(loop_type())
+
+    notifyloop.run(main())
+
+
+def test_run_refuses_what_cannot_be_awaited() -> None:
+    with pytest.raises(TypeError, match="an awaitable is required"):
+        notifyloop.run(1)  # type: ignore[arg-type]
+
+
+def test_exceptions_come_out() -> None:
+    async def main() -> None:
+        raise LookupError("from main")
+
+    with pytest.raises(LookupError, match="from main"):
+        notifyloop.run(main())
+
+
+def test_runner_and_factory() -> None:
+    with asyncio.Runner(loop_factory=notifyloop.new_event_loop) as runner:
+        assert runner.run(loop_type()) is notifyloop.NotifyLoop
