@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 from asyncio import base_events
-from asyncio.log import logger
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, TypeVarTuple
 
@@ -50,6 +49,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     `NotificationSelector` that nobody else uses; anything else raises TypeError.
     """
 
+    _closed = True  # until __init__ has made it a loop: __del__ looks
     _selector: NotificationSelector
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
@@ -163,7 +163,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 seconds = self.time() - started
                 if seconds >= self.slow_callback_duration:
-                    logger.warning(
+                    base_events.logger.warning(
                         "Executing %s took %.3f seconds",
                         base_events._format_handle(handle),  # type: ignore[attr-defined]
                         seconds,

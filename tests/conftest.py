@@ -1,4 +1,4 @@
-"""Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop where it is installed, and on ours."""
+"""Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop if installed, on ours."""
 
 from __future__ import annotations
 
