@@ -18,22 +18,30 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from asyncio import base_events
+from asyncio import base_events, sslproto
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, TypeVarTuple
 
+from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import NotificationSelector
 from notifyloop.statistics import Statistics
+from notifyloop.transports import StreamTransport
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, Unpack
+    from weakref import WeakValueDictionary
+
+    from notifyloop.selector import Interest
 
 __all__ = ["NotifyLoop", "new_event_loop"]
 
 Ts = TypeVarTuple("Ts")
 
+RECEIVE_BUFFER = 256 * 1024  # bytes
 POLL_EVERY = 32  # turns; tokio asks every 61, Go every 61 scheduling rounds
 LONGEST_WAIT = 24 * 3600  # seconds
 
@@ -62,6 +70,8 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     _csock: Any
     _internal_fds: int
     _check_closed: Callable[[], None]
+    _ensure_fd_no_transport: Callable[[socket.socket], None]
+    _transports: WeakValueDictionary[int, StreamTransport]
 
     def __init__(self, selector: NotificationSelector | None = None) -> None:
         if selector is None:
@@ -73,6 +83,10 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         self._iterations = 0
         self._callbacks = 0
         self._turns_to_poll = 0
+        self._receive_buffer = memoryview(
+            bytearray(RECEIVE_BUFFER)
+        )  # every transport's, for the length of one read
+        self._to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
         super().__init__(selector)
 
     # ---- the turn
@@ -100,6 +114,8 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         self._callbacks += count
         if self._debug:
             self._run_timed(count)
+            if self._to_flush:
+                self._flush_writes()
             return
         handle = None
         for _ in range(count):
@@ -107,8 +123,17 @@ class NotifyLoop(asyncio.SelectorEventLoop):
             if not handle._cancelled:
                 handle._run()
         handle = None  # a callback's arguments must not live until the next turn
+        if self._to_flush:
+            self._flush_writes()
+
+    def _flush_writes(self) -> None:
+        flushing, self._to_flush = self._to_flush, []
+        for transport in flushing:
+            transport._flush()
 
     def _poll(self) -> None:
+        if self._to_flush:  # written while the loop did not run
+            self._flush_writes()
         timeout: float | None = None
         # First say that we sleep, then look whether there is work: another thread appends its work first,
         # then looks whether we sleep.
@@ -121,13 +146,32 @@ class NotifyLoop(asyncio.SelectorEventLoop):
             notifications = self._selector.dequeue(timeout)
         finally:
             self._sleeping.clear()
-        ready = self._ready
+        if not notifications:
+            return
+        if self._ready or self._debug:
+            self._queue(notifications)
+            return
+        # Nothing is waiting, so these are next: call them from here. Each looks at what is wanted now, for
+        # an earlier one may have changed it.
+        remaining = iter(notifications)
+        try:
+            for interest, mask in remaining:
+                reader, writer = interest.data
+                if mask & EVENT_READ and reader is not None and not reader._cancelled:
+                    reader._run()
+                if mask & EVENT_WRITE and writer is not None and not writer._cancelled:
+                    writer._run()
+        except BaseException:
+            self._queue(remaining)  # an interrupt must not lose what was dequeued
+            raise
+
+    def _queue(self, notifications: Iterable[tuple[Interest, int]]) -> None:
         for interest, mask in notifications:
             reader, writer = interest.data
             if mask & EVENT_READ and reader is not None:
-                ready.append(reader)
+                self._ready.append(reader)
             if mask & EVENT_WRITE and writer is not None:
-                ready.append(writer)
+                self._ready.append(writer)
 
     def _drop_cancelled_timers(self) -> None:
         scheduled = self._scheduled
@@ -163,13 +207,119 @@ class NotifyLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 seconds = self.time() - started
                 if seconds >= self.slow_callback_duration:
-                    base_events.logger.warning(
+                    base_events.logger.warning(  # type: ignore[attr-defined]
                         "Executing %s took %.3f seconds",
                         base_events._format_handle(handle),  # type: ignore[attr-defined]
                         seconds,
                     )
             finally:
                 self._current_handle = None
+
+    # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
+
+    def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+        self._check_closed()
+        handle = asyncio.Handle(callback, args, self, None)
+        interest = self._selector.find(fd)
+        if interest is None:
+            self._selector.watch(fd, descriptor_of(fd), EVENT_READ, (handle, None))
+        else:
+            reader, writer = interest.data
+            self._selector.change(interest, interest.events | EVENT_READ, (handle, writer))
+            if reader is not None:
+                reader.cancel()
+        return handle
+
+    def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+        self._check_closed()
+        handle = asyncio.Handle(callback, args, self, None)
+        interest = self._selector.find(fd)
+        if interest is None:
+            self._selector.watch(fd, descriptor_of(fd), EVENT_WRITE, (None, handle))
+        else:
+            reader, writer = interest.data
+            self._selector.change(interest, interest.events | EVENT_WRITE, (reader, handle))
+            if writer is not None:
+                writer.cancel()
+        return handle
+
+    def _remove_reader(self, fd: int) -> bool:
+        interest = None if self.is_closed() else self._selector.find(fd)
+        if interest is None:
+            return False
+        reader, writer = interest.data
+        if reader is None:
+            return False
+        reader.cancel()
+        if writer is None:
+            self._selector.remove(interest)
+        else:
+            self._selector.change(interest, EVENT_WRITE, (None, writer))
+        return True
+
+    def _remove_writer(self, fd: int) -> bool:
+        interest = None if self.is_closed() else self._selector.find(fd)
+        if interest is None:
+            return False
+        reader, writer = interest.data
+        if writer is None:
+            return False
+        writer.cancel()
+        if reader is None:
+            self._selector.remove(interest)
+        else:
+            self._selector.change(interest, EVENT_READ, (reader, None))
+        return True
+
+    def _forget(self, fd: int) -> None:
+        """Watch a descriptor no more, because its owner is about to close it."""
+        interest = None if self.is_closed() else self._selector.find(fd)
+        if interest is not None:
+            for handle in interest.data:
+                if handle is not None:
+                    handle.cancel()
+            self._selector.forget(interest)
+
+    # ---- transports
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: base_events.Server | None = None,
+    ) -> StreamTransport:
+        self._ensure_fd_no_transport(sock)
+        return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: base_events.Server | None = None,
+        **timeouts: Any,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        tls: Any = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,  # type: ignore[arg-type]
+            server_side,
+            server_hostname,
+            **timeouts,
+        )
+        StreamTransport(self, rawsock, tls, None, extra, server)
+        transport: asyncio.Transport = tls._app_transport
+        return transport
 
     # ---- wake-ups
 

@@ -143,11 +143,17 @@ class NotificationSelector(BaseSelector):
         fd = descriptor_of(fileobj)
         if fd in self.interests:
             raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
+        return self.watch(fileobj, fd, events, data).selector_key()
+
+    def watch(self, fileobj: int | HasFileno, fd: int, events: int, data: Any) -> Interest:
+        """Register a descriptor that is not registered. Raises OSError, ValueError if the selector is
+        closed.
+        """
         interest = Interest(fileobj, fd, events, data)
         self._apply(interest.enable)
         self.interests[fd] = interest
         self._by_key[interest.key] = interest
-        return interest.selector_key()
+        return interest
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -156,13 +162,18 @@ class NotificationSelector(BaseSelector):
         interest = self.find(fileobj)
         if interest is None:
             raise KeyError(f"{fileobj!r} is not registered")
-        self._forget(interest)
+        self.remove(interest)
+        return interest.selector_key()
+
+    def remove(self, interest: Interest) -> None:
+        """Take back a registration."""
+        self.forget(interest)
         self._batch.exchange(
             interest.order(REMOVE), 0, 0
         )  # fails only if it was closed: then it is gone already
-        return interest.selector_key()
 
-    def _forget(self, interest: Interest) -> None:
+    def forget(self, interest: Interest) -> None:
+        """Take back a registration without telling the port, because its descriptor is about to be closed."""
         del self.interests[interest.fd]
         del self._by_key[interest.key]
         interest.enable = b""  # it may still stand in line to be re-armed
@@ -174,9 +185,16 @@ class NotificationSelector(BaseSelector):
         interest = self.find(fileobj)
         if interest is None:
             raise KeyError(f"{fileobj!r} is not registered")
+        if events != interest.events and (not events or events & ~(EVENT_READ | EVENT_WRITE)):
+            raise ValueError(f"Invalid events: {events!r}")
+        self.change(interest, events, data)
+        return interest.selector_key()
+
+    def change(self, interest: Interest, events: int, data: Any) -> None:
+        """Change what is wanted. More is ordered at once, and raises OSError if it cannot be; less is left
+        to the next wait.
+        """
         if events != interest.events:
-            if not events or events & ~(EVENT_READ | EVENT_WRITE):
-                raise ValueError(f"Invalid events: {events!r}")
             widened = events & ~interest.events
             interest.events = events
             interest.enable = interest.order(ENABLE)
@@ -184,12 +202,11 @@ class NotificationSelector(BaseSelector):
                 try:
                     self._apply(interest.enable)
                 except OSError:
-                    self._forget(interest)
+                    self.forget(interest)
                     raise
             else:
                 self._disarmed.append(interest)
         interest.data = data
-        return interest.selector_key()
 
     def _apply(self, order: bytes) -> None:
         self._batch.exchange(order, 0, 0)

