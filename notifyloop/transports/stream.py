@@ -47,6 +47,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
     __slots__ = (
+        "__dict__",  # empty, unless somebody replaces a method: tests do
         "__weakref__",
         "_buffer",
         "_buffer_size",
