@@ -69,6 +69,7 @@ class Journal(unittest.TestResult):
 
 def main() -> None:
     journal_path, loop, tests_path, preparation = sys.argv[1:]
+    del sys.path[0]  # this folder, whose modules have the names of what they run
     faulthandler.enable()
     importlib.import_module(preparation).prepare(loop)
     modules = sys.stdin.read().split()

@@ -163,6 +163,9 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
         for test in run_child(suite, suite.stock, None, arguments.silence)
         if not test.startswith("unittest.")
     ]
+    broken = [test for test in every if test.startswith("unittest.loader.")]
+    if broken:
+        raise SystemExit(f"{suite.name}: these modules cannot be imported: {broken}")
     tests = [test for test in every if fnmatch.fnmatchcase(test, arguments.only)]
     outcomes = run(suite, arguments.loop, tests, arguments)
 
