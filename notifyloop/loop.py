@@ -83,9 +83,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         self._iterations = 0
         self._callbacks = 0
         self._turns_to_poll = 0
-        self._receive_buffer = memoryview(
-            bytearray(RECEIVE_BUFFER)
-        )  # every transport's, for the length of one read
+        self._receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))  # every transport's, for the length of one read
         self._to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
         super().__init__(selector)
 

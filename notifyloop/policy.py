@@ -17,8 +17,7 @@ __all__ = ["EventLoopPolicy", "install"]
 
 if sys.version_info >= (3, 16):
     raise ImportError(
-        "Python has no event loop policies any more: use notifyloop.run(), "
-        "or loop_factory=notifyloop.new_event_loop"
+        "Python has no event loop policies any more: use notifyloop.run(), or loop_factory=notifyloop.new_event_loop"
     )
 
 with warnings.catch_warnings():

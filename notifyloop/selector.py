@@ -168,9 +168,7 @@ class NotificationSelector(BaseSelector):
     def remove(self, interest: Interest) -> None:
         """Take back a registration."""
         self.forget(interest)
-        self._batch.exchange(
-            interest.order(REMOVE), 0, 0
-        )  # fails only if it was closed: then it is gone already
+        self._batch.exchange(interest.order(REMOVE), 0, 0)  # fails only if it was closed: then it is gone already
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration without telling the port, because its descriptor is about to be closed."""

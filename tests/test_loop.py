@@ -528,9 +528,7 @@ loop.close()
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 1
 
-    def test_ready_callbacks_do_not_starve_sockets(
-        self, notify_loop: notifyloop.NotifyLoop, pair: Pair
-    ) -> None:
+    def test_ready_callbacks_do_not_starve_sockets(self, notify_loop: notifyloop.NotifyLoop, pair: Pair) -> None:
         turns = 0
 
         def spin() -> None:

@@ -41,7 +41,9 @@ class TestPolicy:
         notifyloop.install()
 
         async def main() -> bytes:
-            process = await asyncio.create_subprocess_exec(sys.executable, "-c", "print('child')", stdout=subprocess.PIPE)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", "print('child')", stdout=subprocess.PIPE
+            )
             output, _ = await process.communicate()
             return output
 

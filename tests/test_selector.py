@@ -266,7 +266,9 @@ class TestOurs:
         with pytest.raises(OSError, match=f"ENABLE the registration of descriptor {descriptor}"):
             ours.register(descriptor, EVENT_READ)
 
-    def test_widening_interest_in_a_closed_descriptor_fails_at_once(self, ours: NotificationSelector, pair: Pair) -> None:
+    def test_widening_interest_in_a_closed_descriptor_fails_at_once(
+        self, ours: NotificationSelector, pair: Pair
+    ) -> None:
         ours.register(pair[0], EVENT_READ)
         descriptor = pair[0].fileno()
         pair[0].close()

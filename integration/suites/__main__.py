@@ -16,8 +16,6 @@ parser.add_argument(
 )
 parser.add_argument("--only", default="*", help="a pattern for the names of tests, as a shell has them")
 parser.add_argument("--workers", type=int, default=2, help="processes that share the work")
-parser.add_argument(
-    "--silence", type=float, default=45.0, help="seconds without a sign of life that count as a hang"
-)
+parser.add_argument("--silence", type=float, default=45.0, help="seconds without a sign of life that count as a hang")
 arguments = parser.parse_args()
 sys.exit(SUITES[arguments.suite].main(arguments))

@@ -65,14 +65,10 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
                     outcomes[name] = (event, detail)
             if any(event == "done" for event, _, _ in lines):
                 for test in left or []:
-                    outcomes.setdefault(
-                        test, ("failed", "it did not run: the set-up of its class or module failed?")
-                    )
+                    outcomes.setdefault(test, ("failed", "it did not run: the set-up of its class or module failed?"))
                 return outcomes
             if started is None:
-                raise SystemExit(
-                    f"{suite.name}: the child ended ({why}) outside of any test:\n{output[-4000:]}"
-                )
+                raise SystemExit(f"{suite.name}: the child ended ({why}) outside of any test:\n{output[-4000:]}")
             outcomes[started] = (why, output[-4000:])
 
 
@@ -159,9 +155,7 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
         if not entry.get("python") or f"{sys.version_info[0]}.{sys.version_info[1]}" in entry["python"]
     ]
     every = [
-        test
-        for test in run_child(suite, suite.stock, None, arguments.silence)
-        if not test.startswith("unittest.")
+        test for test in run_child(suite, suite.stock, None, arguments.silence) if not test.startswith("unittest.")
     ]
     broken = [test for test in every if test.startswith("unittest.loader.")]
     if broken:
@@ -179,9 +173,7 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
             excused.add(entry["test"])
         elif failing(run_child(suite, arguments.loop, [test], arguments.silence)) == []:
             flaky.append(test)
-        elif arguments.loop != suite.stock and failing(
-            run_child(suite, suite.stock, [test], arguments.silence)
-        ):
+        elif arguments.loop != suite.stock and failing(run_child(suite, suite.stock, [test], arguments.silence)):
             environment.append(test)
         else:
             unexpected.append(test)

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(
-    "module", ["test_sock_lowlevel", "test_sendfile", "test_server", "test_buffered_proto"]
-)
+@pytest.mark.parametrize("module", ["test_sock_lowlevel", "test_sendfile", "test_server", "test_buffered_proto"])
 def test_they_pass_on_our_loop(module: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "integration.suites", "cpython", "--only", f"test.test_asyncio.{module}.*"],

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 VERSION = "0.23.0"
 WORK = Path(__file__).parent / "work"
 SOURCE = WORK / f"uvloop-{VERSION}"
-TESTS = (
-    WORK / "importable"
-)  # holds the tests alone: beside them, uvloop's sources would hide the installed uvloop
+TESTS = WORK / "importable"  # holds the tests alone: beside them, uvloop's sources would hide the installed uvloop
 
 # Not about a loop: these check uvloop's sources, and its bindings of libuv.
 NOT_LOOPS = {"test_sourcecode", "test_libuv_api", "test_cython", "test_fs_event"}

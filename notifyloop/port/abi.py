@@ -89,7 +89,8 @@ BOOL PostQueuedCompletionStatus(HANDLE port, DWORD bytes, ULONG_PTR key, PVOID o
 DWORD ProcessSocketNotifications(HANDLE port,
                                  UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
                                  UINT32 timeoutMs,
-                                 ULONG completionCount, OVERLAPPED_ENTRY *entries, UINT32 *receivedEntryCount);
+                                 ULONG completionCount, OVERLAPPED_ENTRY *entries,
+                                 UINT32 *receivedEntryCount);
 """
 
 # Ours. Winsock counts milliseconds; Linux can wait for nanoseconds, and an event loop's timers profit. A
@@ -116,7 +117,8 @@ typedef struct {
 DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
                                    int64_t timeoutNs,
-                                   ULONG completionCount, OVERLAPPED_ENTRY *entries, UINT32 *receivedEntryCount);
+                                   ULONG completionCount, OVERLAPPED_ENTRY *entries,
+                                   UINT32 *receivedEntryCount);
 
 BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
 """

@@ -86,15 +86,13 @@ class Batch:
         else:
             count, registrations = 0, ffi.NULL
         if room:
-            code = self._process(
-                self._handle, count, registrations, timeout, room, self._entries, self._received
-            )
+            code = self._process(self._handle, count, registrations, timeout, room, self._entries, self._received)
         else:
             code = self._process(self._handle, count, registrations, 0, 0, ffi.NULL, ffi.NULL)
-        if packed:
+        if self.failures:
             self.failures = []
-            if self._space[:size] != packed:  # a result other than zero
-                self._collect_failures(size)
+        if packed and self._space[:size] != packed:  # a result other than zero
+            self._collect_failures(size)
         if code == 0:
             return int(self._received[0]) if room else 0
         if code in NOT_DEQUEUED:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    _Change = tuple[Registration, Operation, Registration | None, bool]
+
 __all__ = ["CompletionPort", "PortCounters"]
 
 ffi = provider.ffi
 lib = provider.lib
 
 MAX_BATCH = 512  # what one call dequeues at most
+NOTHING_CHANGED = -1  # the result of each registration of a call that failed as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class CompletionPort:
     Raises OSError where the system has no descriptors left for a port.
     """
 
-    __slots__ = ("__weakref__", "_buffers", "_by_socket", "_handle", "_live")
+    __slots__ = ("__weakref__", "_buffers", "_by_socket", "_handle", "_live", "_lock")
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -94,7 +97,9 @@ class CompletionPort:
             raise OSError(ffi.errno, f"cannot create a completion port: {os.strerror(ffi.errno)}")
         self._handle = handle
         self._buffers = _Buffers()
-        # The port keeps registrations, and with them their keys, alive until REMOVE was dequeued.
+        # The port keeps registrations, and with them their keys, alive until REMOVE was dequeued. Those that
+        # have not been removed are found by their socket, too. A finalizer may come in under the lock.
+        self._lock = threading.RLock()
         self._live: dict[int, Registration] = {}
         self._by_socket: dict[int, Registration] = {}
 
@@ -117,62 +122,89 @@ class CompletionPort:
             raise ValueError(f"timeout must be None or not negative, not {timeout!r}")
         if not 0 <= max_notifications <= MAX_BATCH:
             raise ValueError(f"max_notifications must be from 0 to {MAX_BATCH}, not {max_notifications!r}")
-        batch = self._batch()
+        ns = -1 if timeout is None else int(min(timeout * 1e9, 2**62))
         changes = list(registrations)
-        for registration in changes:
-            if registration.operation is Operation.ENABLE:
-                self._live[registration.generation] = registration
-        ns = -1 if timeout is None else min(int(timeout * 1e9), 2**62)
+        packed = b"".join([registration.pack() for registration in changes])
+        batch, live = self._take_batch(), self._live
+        noted = self._note(changes) if changes else []
         try:
-            count = batch.exchange(b"".join([change.pack() for change in changes]), ns, max_notifications)
+            count = batch.exchange(packed, ns, max_notifications)
+            entries = list(FULL_ENTRY.iter_unpack(batch.entries[: count * FULL_ENTRY.size]))
+            failures = {index: result for index, _, result in batch.failures}
         except (MemoryError, OSError):
-            for registration in changes:
-                if self._by_socket.get(registration.socket) is not registration:
-                    self._live.pop(registration.generation, None)
+            self._settle(noted, dict.fromkeys(range(len(noted)), NOTHING_CHANGED))
             raise
-        if changes:
-            self._note_results(changes, {index: result for index, _, result in batch.failures})
-        return [
-            self._notification(*entry)
-            for entry in FULL_ENTRY.iter_unpack(batch.entries[: count * FULL_ENTRY.size])
-        ]
+        finally:
+            self._buffers.batch = batch
+        if failures:
+            for index, result in failures.items():
+                changes[index].result = result
+        self._settle(noted, failures)
+        return [self._notification(live, *entry) for entry in entries]
 
-    def _batch(self) -> Batch:
-        if self._handle is None:
+    def _take_batch(self) -> Batch:
+        """This thread's buffers, its own until it puts them back: a finalizer or a signal handler that calls
+        in between gets others.
+        """
+        handle, batch = self._handle, self._buffers.batch
+        if handle is None:
             raise ValueError("the completion port is closed")
-        batch = self._buffers.batch
-        if batch is None:
-            batch = self._buffers.batch = Batch(self._handle, MAX_BATCH)
-        return batch
+        self._buffers.batch = None
+        return batch or Batch(handle, MAX_BATCH)
 
-    def _note_results(self, changes: list[Registration], failures: dict[int, int]) -> None:
-        for index, registration in enumerate(changes):
-            registration.result = failures.get(index, 0)
-            if registration.operation is Operation.ENABLE:
-                previous = self._by_socket.get(registration.socket)
-                if registration.result == 0 and previous is not registration:
-                    self._by_socket[registration.socket] = registration
-                    if previous is not None:  # its socket was closed, which gave no notice
-                        self._live.pop(previous.generation, None)
-                elif registration.result and previous is not registration:
-                    self._live.pop(registration.generation, None)
-            elif registration.operation is Operation.REMOVE and registration.result:
-                self._forget(registration)  # no notice will come
+    def _note(self, changes: list[Registration]) -> list[_Change]:
+        """Notes the changes before the call. Where it waits, other threads may long have dequeued what they
+        brought about, and changed the registrations again, when it returns.
+        """
+        noted = []
+        with self._lock:
+            for registration in changes:
+                registration.result = 0
+                operation, socket = registration.operation, registration.socket
+                previous = self._by_socket.get(socket)
+                known = registration.generation in self._live
+                if operation == Operation.ENABLE:
+                    self._live[registration.generation] = self._by_socket[socket] = registration
+                elif operation == Operation.REMOVE and previous is registration:
+                    del self._by_socket[socket]
+                noted.append((registration, operation, previous, known))
+        return noted
 
-    def _forget(self, registration: Registration) -> None:
-        self._live.pop(registration.generation, None)
-        if self._by_socket.get(registration.socket) is registration:
-            del self._by_socket[registration.socket]
+    def _settle(self, noted: list[_Change], failures: dict[int, int]) -> None:
+        """Takes back what failed, and forgets what was replaced."""
+        with self._lock:
+            for index, (registration, operation, previous, known) in enumerate(noted):
+                socket, result = registration.socket, failures.get(index, 0)
+                if operation == Operation.ENABLE and previous is not registration:
+                    if not result:
+                        if previous is not None:  # its socket was closed, which gave no notice
+                            self._live.pop(previous.generation, None)
+                        continue
+                    if not known:
+                        self._live.pop(registration.generation, None)
+                    if self._by_socket.get(socket) is registration:
+                        del self._by_socket[socket]
+                        if previous is not None and previous.generation in self._live:
+                            self._by_socket[socket] = previous
+                elif operation == Operation.REMOVE and previous is registration and result:
+                    if provider.describe(result)[0] == errno.ENOENT:  # no notice will come
+                        self._live.pop(registration.generation, None)
+                    else:
+                        self._by_socket.setdefault(socket, registration)
 
-    def _notification(self, key: int, overlapped: int, _internal: int, value: int) -> Notification:
+    def _notification(
+        self, live: dict[int, Registration], key: int, overlapped: int, _internal: int, value: int
+    ) -> Notification:
         if not key & REGISTERED:
             return Notification(key, Event.NONE, None, value, overlapped)
-        registration = self._live.get(key)
         events = Event(value)
+        registration = live.get(key)
         if registration is None:
-            return Notification(None, events, None, value, overlapped)
+            return Notification(key, events, None, value, overlapped)
         if events & Event.REMOVE:
-            self._forget(registration)
+            with self._lock:
+                if self._by_socket.get(registration.socket) is not registration:  # or it was made again
+                    live.pop(key, None)
         return Notification(registration.key, events, registration, value, overlapped)
 
     def _apply(self, registration: Registration, operation: Operation) -> None:
@@ -209,12 +241,10 @@ class CompletionPort:
             raise ValueError(f"key must be from 0 to {REGISTERED - 1}, not {key!r}")
         if not 0 <= value < 2**32:
             raise ValueError(f"value must be from 0 to {2**32 - 1}, not {value!r}")
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ValueError("the completion port is closed")
-        self._post(key, value)
-
-    def _post(self, key: int, value: int) -> None:
-        if not lib.PostQueuedCompletionStatus(self._handle, value, key, ffi.NULL):
+        if not lib.PostQueuedCompletionStatus(handle, value, key, ffi.NULL):
             if ffi.errno == errno.ENOMEM:
                 raise MemoryError("out of memory for a posted packet")
             raise ValueError("the completion port is closed")
@@ -223,14 +253,15 @@ class CompletionPort:
         """Buffers for raw calls by one thread, for programs that pack their own registrations and keep
         their own generations.
         """
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise ValueError("the completion port is closed")
-        return Batch(self._handle, capacity)
+        return Batch(handle, capacity)
 
     def counters(self) -> PortCounters:
         """What the port has done so far. Raises ValueError if it is closed."""
-        counters = ffi.new("PORT_COUNTERS *")
-        if self._handle is None or not lib.GetPortCounters(self._handle, counters):
+        handle, counters = self._handle, ffi.new("PORT_COUNTERS *")
+        if handle is None or not lib.GetPortCounters(handle, counters):
             raise ValueError("the completion port is closed")
         return PortCounters(*ffi.unpack(ffi.cast("uint64_t *", counters), len(fields(PortCounters))))
 
@@ -245,8 +276,8 @@ class CompletionPort:
         handle, self._handle = self._handle, None
         if handle is not None:
             lib.CloseHandle(handle)
-            self._live.clear()
-            self._by_socket.clear()
+            self._live = {}  # not cleared: a thread may be about to look up what it dequeued
+            self._by_socket = {}
 
     def __enter__(self) -> CompletionPort:
         return self

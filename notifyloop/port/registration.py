@@ -25,6 +25,7 @@ differences between providers.
 from __future__ import annotations
 
 import enum
+import itertools
 import threading
 from struct import calcsize
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["Event", "HasFileno", "Notification", "Operation", "Registration", "Trigger", "descriptor_of"]
 
 lib = provider.lib
+
+# Completion keys with the highest bit set belong to registrations, the others to whoever posts packets: the
+# key is all that tells a socket's notification from another packet on the same port.
+REGISTERED = 1 << (8 * calcsize("N") - 1)
 
 
 class Event(enum.IntFlag):
@@ -97,25 +102,20 @@ def descriptor_of(socket: int | HasFileno) -> int:
             descriptor = int(socket.fileno())
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"Invalid file object: {socket!r}") from None
-    if descriptor < 0:
+    if not 0 <= descriptor < 2 * REGISTERED:  # a SOCKET is an unsigned pointer
         raise ValueError(f"Invalid file descriptor: {descriptor}")
     return descriptor
 
 
-# Completion keys with the highest bit set belong to registrations, the others to whoever posts packets: the
-# key is all that tells a socket's notification from another packet on the same port.
-REGISTERED = 1 << (8 * calcsize("N") - 1)
-
-_lock = threading.Lock()
-_last_generation = 0
+# The lock is for interpreters without a global one. A finalizer may run inside of it and want a number too.
+_lock = threading.RLock()
+_generations = itertools.count(1)
 
 
 def next_generation() -> int:
     """A completion key for a registration that no registration of this process had before."""
-    global _last_generation  # noqa: PLW0603
     with _lock:
-        _last_generation += 1
-        return REGISTERED | _last_generation & (REGISTERED - 1)
+        return REGISTERED | next(_generations) & (REGISTERED - 1)
 
 
 class Registration:
@@ -168,9 +168,7 @@ def registration_error(result: int, descriptor: int, operation: int) -> OSError:
     descriptor.
     """
     errno, meaning = provider.describe(result)
-    return OSError(
-        errno, f"{meaning}: cannot {Operation(operation).name} the registration of descriptor {descriptor}"
-    )
+    return OSError(errno, f"{meaning}: cannot {Operation(operation).name} the registration of descriptor {descriptor}")
 
 
 class Notification(NamedTuple):
@@ -179,7 +177,9 @@ class Notification(NamedTuple):
     A socket's: `registration` is set, `key` is its key, `events` what happened. Any other: `registration`
     is None, `key` is the integer it was posted with (or its file associated with), `value` the integer
     posted beside it or the number of bytes transferred, `overlapped` the address of the operation that
-    completed, 0 for posted packets.
+    completed, 0 for posted packets. An integer key of 2**63 or more belongs to a registration that this
+    `CompletionPort` does not know: it was made by a raw batch, or its socket was closed and replaced while
+    another thread was about to hand out the notification.
     """
 
     key: Any

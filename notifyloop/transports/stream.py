@@ -298,9 +298,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     def _append(self, data: Data) -> None:
         """Keep data until it is sent. What its owner may change meanwhile is copied."""
-        if type(data) is not bytes and not (
-            type(data) is memoryview and type(data.obj) is bytes and data.c_contiguous
-        ):
+        if type(data) is not bytes and not (type(data) is memoryview and type(data.obj) is bytes and data.c_contiguous):
             data = bytes(data)
         elif type(data) is memoryview:
             data = data.cast("B")
@@ -327,10 +325,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         """
         buffer = self._buffer
         try:
-            if len(buffer) == 1:
-                sent = self._sock.send(buffer[0])
-            else:
-                sent = self._sock.sendmsg(islice(buffer, MOST_BUFFERS))
+            sent = self._sock.send(buffer[0]) if len(buffer) == 1 else self._sock.sendmsg(islice(buffer, MOST_BUFFERS))
         except (BlockingIOError, InterruptedError):
             return True
         except (SystemExit, KeyboardInterrupt):

@@ -10,8 +10,9 @@
  *
  *   Lazy disarm. A one-shot registration that has been delivered stays armed in the kernel. Its owner nearly always enables it again
  *   unchanged, and then there is nothing to tell the kernel. Only if the kernel reports it while it is not enabled is the report
- *   withheld and the descriptor taken out of the set. So a steady stream costs no epoll_ctl at all. When several threads wait, a
- *   descriptor left armed would wake them for nothing, so then the kernel's own EPOLLONESHOT is used.
+ *   withheld and the descriptor parked: it stays in the set, so that the set knows whether the descriptor still names the same file, but
+ *   reports nothing. So a steady stream costs no epoll_ctl at all. When several threads wait, a descriptor left armed would wake them
+ *   for nothing, so then the kernel's own EPOLLONESHOT is used.
  *
  *   Generations. What epoll carries for us is (generation, descriptor). The generation is drawn anew with every registration, so a
  *   report that was already on its way when its registration was removed, or when its descriptor was closed and reused, matches no
@@ -51,11 +52,12 @@ enum { MAX_PORTS = 1 << 16, MAX_BATCH = 512, ORPHAN_REPORTS = 8 };
 #define WAKE_UP UINT64_MAX
 
 #define KERNEL_ARMED (1u << 27) /* a bit that epoll does not use: tells "armed with an empty filter" from "not in the set" */
+#define PARKED (KERNEL_ARMED | EPOLLET | EPOLLONESHOT) /* epoll cannot mask errors and hang-up: these may be reported, once */
 
 typedef struct {
     ULONG_PTR key;       /* the owner's completion key, returned verbatim */
     uint32_t generation; /* 0 = never used */
-    uint32_t kernel;     /* what the epoll set holds, with KERNEL_ARMED; 0 = the descriptor is not in the set */
+    uint32_t kernel;     /* what the epoll set holds, with KERNEL_ARMED; 0 = the descriptor is not in the set, and state is ABSENT */
     UINT16 filter;
     UINT8 trigger;
     UINT8 state;
@@ -181,17 +183,27 @@ static ULONG pop_packets(port_t *port, OVERLAPPED_ENTRY *entries, ULONG room) {
 
 /* ---- registrations ----------------------------------------------------------------------------------------------------------- */
 
-static int change(port_t *port, int operation, int descriptor, record_t *record, uint32_t events) {
+static int tell(port_t *port, int epoll, int operation, int descriptor, const record_t *record, uint32_t events) {
     struct epoll_event event = {
         .events = events & ~KERNEL_ARMED,
         .data.u64 = (uint64_t)record->generation << 32 | (uint32_t)descriptor,
     };
     port->counters.kernel_changes++;
-    if (epoll_ctl(port->epoll, operation, descriptor, &event) < 0)
-        return errno;
+    return epoll_ctl(epoll, operation, descriptor, &event) < 0 ? errno : 0;
+}
+
+static int change(port_t *port, int operation, int descriptor, record_t *record, uint32_t events) {
+    int error = tell(port, port->epoll, operation, descriptor, record, events);
+    if (error)
+        return error;
     record->kernel = operation == EPOLL_CTL_DEL ? 0 : events;
     record->fired = false;
     return 0;
+}
+
+static void forget(record_t *record) {
+    record->state = ABSENT;
+    record->kernel = 0;
 }
 
 static uint32_t kernel_events(port_t *port, UINT16 filter, UINT8 trigger) {
@@ -213,6 +225,8 @@ static uint32_t kernel_events(port_t *port, UINT16 filter, UINT8 trigger) {
 static record_t *record_of(port_t *port, int descriptor) {
     size_t needed = (size_t)descriptor + 1;
     if (needed > port->record_count) {
+        if (fcntl(descriptor, F_GETFD) < 0) /* memory up to any number that somebody makes up would be much */
+            return NULL;
         size_t count = port->record_count ? port->record_count : 64;
         while (count < needed)
             count *= 2;
@@ -238,18 +252,16 @@ static int enable(port_t *port, int descriptor, const SOCK_NOTIFY_REGISTRATION *
         return EINVAL;
     record_t *record = record_of(port, descriptor);
     if (!record)
-        return ENOMEM;
+        return errno;
     uint32_t events = kernel_events(port, registration->eventFilter, registration->triggerFlags);
 
     if (record->state != ABSENT && record->key == key) {
         /* EPOLLONESHOT more or less is no difference while it has not fired. */
-        bool armed = record->kernel && !((record->kernel ^ events) & ~EPOLLONESHOT) && !record->fired;
+        bool armed = !((record->kernel ^ events) & ~EPOLLONESHOT) && !record->fired;
+        int error = armed ? 0 : change(port, EPOLL_CTL_MOD, descriptor, record, events);
+        if (error)
+            return error;
         port->counters.re_arms += record->state == DISABLED;
-        if (!armed) {
-            int error = change(port, record->kernel ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, descriptor, record, events);
-            if (error)
-                return error;
-        }
     } else {
         /* A new registration, or one for a descriptor that was closed and reused: the kernel knows. Another key for a file that is
          * still registered would be a change of key, which takes a REMOVE first. */
@@ -288,9 +300,8 @@ static int apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *registration) {
     }
     if (!reserve_packet(port))
         return ENOMEM;
-    if (record->kernel && change(port, EPOLL_CTL_DEL, descriptor, record, 0)) {
-        record->state = ABSENT; /* closed behind our back: that deregistered it, without a notice */
-        record->kernel = 0;
+    if (change(port, EPOLL_CTL_DEL, descriptor, record, 0)) {
+        forget(record); /* closed behind our back: that deregistered it, without a notice */
         return ENOENT;
     }
     record->state = ABSENT;
@@ -301,22 +312,27 @@ static int apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *registration) {
 
 /* ---- notifications ----------------------------------------------------------------------------------------------------------- */
 
-/* epoll reports hang-up for a stream socket that was never connected; Winsock reports nothing. Having been reset looks the same but
- * for the reading side's end. */
-static bool fresh_stream(int descriptor) {
-    int value;
-    socklen_t length = sizeof value;
+/* Is it a hang-up? epoll reports one for stream sockets that were never connected, and for datagram sockets that were shut down locally;
+ * Winsock reports nothing. Having been reset looks like never having been connected, but for the reading side's end. */
+static uint32_t without_false_hang_up(int descriptor, uint32_t events, bool *connected) {
+    int type;
     struct sockaddr_storage peer;
-    struct pollfd now = {.fd = descriptor, .events = POLLIN | POLLRDHUP};
-    if (getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &value, &length) < 0 || (value != SOCK_STREAM && value != SOCK_SEQPACKET))
-        return false;
-    if (poll(&now, 1, 0) < 0 || now.revents & (POLLIN | POLLRDHUP | POLLERR | POLLNVAL) || !(now.revents & POLLHUP))
-        return false;
-    length = sizeof value;
-    if (getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &value, &length) < 0 || value)
-        return false;
-    length = sizeof peer;
-    return getpeername(descriptor, (struct sockaddr *)&peer, &length) < 0 && errno == ENOTCONN;
+    socklen_t length = sizeof type;
+    bool socket = getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &length) == 0;
+    if (socket && type != SOCK_STREAM && type != SOCK_SEQPACKET)
+        return events & ~(uint32_t)(EPOLLHUP | EPOLLRDHUP);
+    if (socket && !(events & (EPOLLERR | EPOLLRDHUP))) {
+        /* The report may be older than a call of connect or listen by another thread: look again. poll's bits are epoll's. */
+        struct pollfd now = {.fd = descriptor, .events = POLLIN | POLLOUT | POLLRDHUP};
+        if (poll(&now, 1, 0) >= 0 && !(now.revents & POLLHUP))
+            return (uint32_t)now.revents;
+        length = sizeof peer;
+        if (!(now.revents & (POLLIN | POLLRDHUP | POLLERR | POLLNVAL)) &&
+            getpeername(descriptor, (struct sockaddr *)&peer, &length) < 0 && errno == ENOTCONN)
+            return 0;
+    }
+    *connected = true;
+    return events;
 }
 
 static DWORD reported_events(const record_t *record, uint32_t events) {
@@ -347,29 +363,24 @@ static bool deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_EN
     record->fired = record->kernel & EPOLLONESHOT;
     if (record->state != ENABLED) {
         port->counters.withheld++;
-        if (!record->fired && record->kernel && change(port, EPOLL_CTL_DEL, (int)descriptor, record, 0)) {
-            record->state = ABSENT; /* closed, with a duplicate alive: from now on an orphan */
-            record->kernel = 0;
-        }
+        if (!record->fired && change(port, EPOLL_CTL_MOD, (int)descriptor, record, PARKED))
+            forget(record); /* closed, with a duplicate alive: from now on an orphan */
         return false;
     }
-    if (!record->connected && event->events & EPOLLHUP && !(event->events & (EPOLLERR | EPOLLRDHUP))) {
-        if (fresh_stream((int)descriptor)) {
-            /* Watch it for changes only, until there is one. */
-            uint32_t events = (kernel_events(port, record->filter, record->trigger) | EPOLLET) & ~EPOLLONESHOT;
-            if (record->kernel != events || record->fired)
-                change(port, EPOLL_CTL_MOD, (int)descriptor, record, events);
-            return false;
-        }
-        record->connected = true;
-    }
-    DWORD mask = reported_events(record, event->events);
-    if (!mask) /* fetched before its filter was changed */
+    uint32_t events = event->events, armed = kernel_events(port, record->filter, record->trigger);
+    if (events & (EPOLLHUP | EPOLLRDHUP) && !record->connected)
+        events = without_false_hang_up((int)descriptor, events, &record->connected);
+    DWORD mask = reported_events(record, events);
+    if (!mask) { /* fetched before its filter was changed; or no hang-up: watch it for changes only, until there is one */
+        uint32_t changes = (armed | EPOLLET) & ~(uint32_t)EPOLLONESHOT;
+        if (events != event->events && (record->kernel != changes || record->fired))
+            change(port, EPOLL_CTL_MOD, (int)descriptor, record, changes);
         return false;
+    }
     if (record->trigger & SOCK_NOTIFY_TRIGGER_ONESHOT)
         record->state = DISABLED;
-    else if (record->fired || (record->kernel ^ kernel_events(port, record->filter, record->trigger)) & EPOLLET)
-        change(port, EPOLL_CTL_MOD, (int)descriptor, record, kernel_events(port, record->filter, record->trigger));
+    else if (record->fired || (record->kernel ^ armed) & EPOLLET)
+        change(port, EPOLL_CTL_MOD, (int)descriptor, record, armed);
     *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = record->key, .dwNumberOfBytesTransferred = mask};
     return true;
 }
@@ -379,28 +390,36 @@ static int watch_wake_ups(port_t *port, int epoll, int operation, uint32_t event
     return epoll_ctl(epoll, operation, port->wake, &event);
 }
 
-/* Leaves the orphans behind in an old epoll set. dup3 puts the new set under the old descriptor; threads that wait in the old one are
- * woken and come back to the new. */
-static void rebuild(port_t *port) {
-    int epoll = epoll_create1(EPOLL_CLOEXEC), old = port->epoll;
-    if (epoll < 0)
-        return; /* out of descriptors: the next stale report tries again */
-    if (watch_wake_ups(port, epoll, EPOLL_CTL_ADD, EPOLLIN | EPOLLET) == 0) {
-        port->counters.rebuilds++;
-        port->epoll = epoll;
-        for (size_t i = 0; i < port->record_count; i++) {
-            record_t *record = &port->records[i];
-            if (record->state == ABSENT || !record->kernel)
-                continue;
-            record->fired = false;
-            if (change(port, EPOLL_CTL_ADD, (int)i, record, record->kernel) == EBADF)
-                record->state = ABSENT;
+/* Whether all that is registered is in the new set. A descriptor may have been closed and opened again for another file, which nobody
+ * registered: only if the old set knows it, it is still the one. Asked after adding it, because it may be closed in between. */
+static bool copy_records(port_t *port, int epoll) {
+    for (size_t i = 0; i < port->record_count; i++) {
+        record_t *record = &port->records[i];
+        if (record->state == ABSENT)
+            continue;
+        int error = tell(port, epoll, EPOLL_CTL_ADD, (int)i, record, record->kernel);
+        if (error == ENOMEM || error == ENOSPC)
+            return false;
+        if (error || change(port, EPOLL_CTL_MOD, (int)i, record, record->kernel)) {
+            tell(port, epoll, EPOLL_CTL_DEL, (int)i, record, 0);
+            forget(record);
         }
-        watch_wake_ups(port, old, EPOLL_CTL_MOD, EPOLLIN); /* a level wakes all, an edge one */
+    }
+    return true;
+}
+
+/* Leaves the orphans behind in an old epoll set. dup3 puts the new set under the old descriptor; threads that wait in the old one are
+ * woken and come back to the new. Where descriptors or memory are short, the next stale reports try again. */
+static void rebuild(port_t *port) {
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0)
+        return;
+    if (watch_wake_ups(port, epoll, EPOLL_CTL_ADD, EPOLLIN | EPOLLET) == 0 && copy_records(port, epoll)) {
+        port->counters.rebuilds++;
+        watch_wake_ups(port, port->epoll, EPOLL_CTL_MOD, EPOLLIN); /* a level wakes all, an edge one */
         wake_one(port);
-        while (dup3(epoll, old, O_CLOEXEC) < 0 && (errno == EINTR || errno == EBUSY))
+        while (dup3(epoll, port->epoll, O_CLOEXEC) < 0 && (errno == EINTR || errno == EBUSY))
             ;
-        port->epoll = old;
     }
     close(epoll);
 }
@@ -469,7 +488,10 @@ static DWORD dequeue_until(port_t *port, int64_t entered, int64_t timeout, ULONG
         }
         if (found < 0)
             return WAIT_IO_COMPLETION; /* a signal: Python's handlers want to run */
-        if (timeout >= 0 && (timeout = deadline ? deadline - now_ns() : 0) <= 0)
+        if (timeout > 0 && (timeout = deadline - now_ns()) < 0)
+            timeout = 0;
+        bool crowded = found == (int)room && !stale; /* with reports that were withheld: what is ready may not have got a place */
+        if (!timeout && !crowded)
             return WAIT_TIMEOUT;
     }
 }

@@ -1,0 +1,1 @@
+"""Comparisons of event loops: `python -m benchmarks --help` lists what there is."""

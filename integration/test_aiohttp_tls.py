@@ -1,0 +1,99 @@
+"""TLS with certificates made on the spot: what is right is accepted, what is wrong is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import ssl
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiohttp import ClientSession
+
+pytestmark = pytest.mark.asyncio
+
+Urls = dict[str, str]
+
+
+async def _assert_serves(session: ClientSession, server: Urls, trusting: ssl.SSLContext) -> None:
+    async with session.get(f"{server['https']}/connection", ssl=trusting) as response:
+        assert (await response.json())["tls"].startswith("TLSv1.")
+
+
+async def test_connection_is_encrypted_and_kept(server: Urls, session: ClientSession, trusting: ssl.SSLContext) -> None:
+    ports = set()
+    for _ in range(20):
+        async with session.get(f"{server['https']}/connection", ssl=trusting) as response:
+            answer = await response.json()
+            assert answer["tls"] == "TLSv1.3"
+            ports.add(answer["port"])
+    assert len(ports) == 1
+
+
+async def test_tls_1_2(server: Urls, session: ClientSession, trusting: ssl.SSLContext) -> None:
+    trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with session.get(f"{server['https']}/connection", ssl=trusting) as response:
+        assert (await response.json())["tls"] == "TLSv1.2"
+
+
+async def test_large_bodies_both_ways(server: Urls, session: ClientSession, trusting: ssl.SSLContext) -> None:
+    body = random.Random(4).randbytes(10_000_000)
+    async with session.post(f"{server['https']}/echo", data=io.BytesIO(body), ssl=trusting) as response:
+        assert await response.read() == body
+
+
+async def test_file_is_sent(
+    server: Urls, session: ClientSession, trusting: ssl.SSLContext, files: Path, name: str
+) -> None:
+    content = random.Random(5).randbytes(3_000_000)
+    (files / name).write_bytes(content)
+    async with session.get(f"{server['https']}/files/{name}", ssl=trusting) as response:
+        assert await response.read() == content
+
+
+async def test_many_handshakes_at_once(
+    server: Urls, session: ClientSession, trusting: ssl.SSLContext, name: str
+) -> None:
+    async def meet() -> int:
+        async with session.get(f"{server['https']}/meet/{name}", params={"parties": 30}, ssl=trusting) as response:
+            return await response.json()
+
+    places = await asyncio.gather(*(meet() for _ in range(30)))
+    assert sorted(places) == list(range(30))
+
+
+async def test_unknown_authority_is_refused(server: Urls, session: ClientSession, trusting: ssl.SSLContext) -> None:
+    with pytest.raises(aiohttp.ClientConnectorCertificateError, match="CERTIFICATE_VERIFY_FAILED"):
+        await session.get(f"{server['https']}/connection", ssl=ssl.create_default_context())
+    await _assert_serves(session, server, trusting)
+
+
+async def test_wrong_host_name_is_refused(server: Urls, session: ClientSession, trusting: ssl.SSLContext) -> None:
+    url = server["https"].replace("localhost", "127.0.0.1")
+    with pytest.raises(aiohttp.ClientConnectorCertificateError, match="IP address mismatch"):
+        await session.get(f"{url}/connection", ssl=trusting)
+    await _assert_serves(session, server, trusting)
+
+
+async def test_client_that_speaks_plain_http_is_refused(
+    server: Urls, session: ClientSession, trusting: ssl.SSLContext
+) -> None:
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await session.get(f"{server['https'].replace('https', 'http')}/connection")
+    await _assert_serves(session, server, trusting)
+
+
+async def test_client_that_leaves_during_the_handshake(
+    server: Urls, session: ClientSession, trusting: ssl.SSLContext
+) -> None:
+    _, writer = await asyncio.open_connection("localhost", int(server["https"].rpartition(":")[2]))
+    writer.write(b"\x16\x03\x01")  # a record that begins a handshake, and no more
+    writer.close()
+    await writer.wait_closed()
+    await _assert_serves(session, server, trusting)

@@ -1,0 +1,174 @@
+"""The raw call: bytes in, bytes out, one foreign call each."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from notifyloop.port import CompletionPort, Event, Operation, Trigger
+from notifyloop.port.abi import ENTRY, FULL_ENTRY, REGISTRATION
+from notifyloop.port.registration import REGISTERED, next_generation
+
+if TYPE_CHECKING:
+    from conftest import Network, Pair
+
+SECOND = 10**9
+LEVEL_ONESHOT = Trigger.LEVEL | Trigger.ONESHOT
+
+
+def order(sock: socket.socket | int, key: int, events: Event = Event.IN, operation: int = Operation.ENABLE) -> bytes:
+    descriptor = sock if isinstance(sock, int) else sock.fileno()
+    return REGISTRATION.pack(descriptor, key, events, operation, LEVEL_ONESHOT, 0)
+
+
+def test_registers_and_dequeues_in_one_foreign_call(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    pair[1].send(b"x")
+    key = next_generation()
+    before = port.counters().calls
+    count = batch.exchange(order(pair[0], key), 10 * SECOND, 8)
+    assert port.counters().calls == before + 1
+    assert batch.pairs(count) == [(key, Event.IN)]
+    assert list(FULL_ENTRY.iter_unpack(batch.entries[: count * FULL_ENTRY.size])) == [(key, 0, 0, Event.IN)]
+    assert batch.failures == []
+
+
+def test_without_room_it_only_registers(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    pair[1].send(b"x")
+    assert batch.exchange(order(pair[0], next_generation()), 10 * SECOND, 0) == 0
+    assert batch.exchange(b"", 10 * SECOND, 8) == 1
+
+
+def test_nothing_to_do_is_no_call(port: CompletionPort) -> None:
+    before = port.counters().calls
+    assert port.batch().exchange(b"", 10 * SECOND, 0) == 0
+    assert port.counters().calls == before
+
+
+def test_a_timeout_dequeues_nothing(port: CompletionPort) -> None:
+    batch = port.batch()
+    assert batch.exchange(b"", 0, 8) == 0
+    assert batch.exchange(b"", 1000, 8) == 0
+    assert batch.exchange(b"", 2_000_000, 8) == 0
+
+
+def test_failures_name_index_key_and_result(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    first, second, third = (next_generation() for _ in range(3))
+    unused = socket.socket()
+    closed = unused.fileno()
+    unused.close()
+    pair[1].send(b"x")
+    count = batch.exchange(
+        order(closed, first) + order(pair[0], second) + order(pair[1], third, operation=Operation.REMOVE),
+        10 * SECOND,
+        8,
+    )
+    assert batch.failures == [(0, first, errno.EBADF), (2, third, errno.ENOENT)]
+    assert batch.pairs(count) == [(second, Event.IN)]
+
+
+def test_failures_are_those_of_the_last_call(port: CompletionPort) -> None:
+    batch = port.batch()
+    batch.exchange(order(2**20, next_generation()), 0, 0)
+    assert len(batch.failures) == 1
+    batch.exchange(b"", 0, 8)
+    assert batch.failures == []
+
+
+def test_none_is_a_slot_without_effect(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    pair[1].send(b"x")
+    assert batch.exchange(order(pair[0], 5, operation=Operation.NONE), 0, 8) == 0
+    assert batch.failures == []
+    assert port.counters().kernel_changes == 0
+
+
+def test_batches_of_any_length(port: CompletionPort, network: Network) -> None:
+    batch = port.batch(512)
+    sockets = [network.udp() for _ in range(300)]
+    orders = [order(sock, REGISTERED | index, Event.OUT) for index, sock in enumerate(sockets)]
+    count = batch.exchange(b"".join(orders), 10 * SECOND, 512)
+    assert sorted(batch.pairs(count)) == [(REGISTERED | index, Event.OUT) for index in range(300)]
+
+
+def test_room_for_one_packet_at_a_time(port: CompletionPort) -> None:
+    batch = port.batch(1)
+    for key in range(5):
+        port.post(key)
+    assert [batch.exchange(b"", 0, 1) and batch.pairs(1)[0][0] for _ in range(6)] == [0, 1, 2, 3, 4, 0]
+
+
+def test_entries_are_a_view_of_the_buffer(port: CompletionPort) -> None:
+    batch = port.batch(2)
+    assert len(batch.entries) == 2 * ENTRY.size == 2 * FULL_ENTRY.size
+
+
+def test_keys_are_returned_verbatim(port: CompletionPort, network: Network) -> None:
+    batch = port.batch()
+    keys = [0, 1, REGISTERED - 1, REGISTERED, 2 * REGISTERED - 1]
+    orders = [order(network.udp(), key, Event.OUT) for key in keys]
+    count = batch.exchange(b"".join(orders), 10 * SECOND, 8)
+    assert sorted(key for key, _ in batch.pairs(count)) == keys
+
+
+def test_a_closed_port_is_a_value_error(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    port.close()
+    with pytest.raises(ValueError, match="the completion port is closed"):
+        batch.exchange(b"", 0, 8)
+    with pytest.raises(ValueError, match="the completion port is closed"):
+        batch.exchange(order(pair[0], 5), 0, 0)
+    with pytest.raises(ValueError, match="the completion port is closed"):
+        port.batch()
+
+
+def test_the_buffers_of_a_closed_port_do_not_reach_its_successor(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    port.close()
+    with CompletionPort() as successor:
+        successor.post(1)
+        with pytest.raises(ValueError, match="the completion port is closed"):
+            batch.exchange(b"", 0, 8)
+        assert [notification.key for notification in successor.process()] == [1]
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [0, Trigger.LEVEL, Trigger.EDGE, Trigger.ONESHOT, Trigger.LEVEL | Trigger.EDGE | Trigger.ONESHOT, 0x0F, 0x14],
+)
+def test_a_trigger_is_one_of_each_kind(port: CompletionPort, pair: Pair, trigger: int) -> None:
+    batch = port.batch()
+    batch.exchange(REGISTRATION.pack(pair[0].fileno(), 1, Event.IN, Operation.ENABLE, trigger, 0), 0, 0)
+    assert batch.failures == [(0, 1, errno.EINVAL)]
+
+
+@pytest.mark.parametrize("operation", [3, 5, 6, 7, 8])
+def test_operations_are_no_mask(port: CompletionPort, pair: Pair, operation: int) -> None:
+    batch = port.batch()
+    batch.exchange(order(pair[0], 1, operation=operation), 0, 0)
+    assert batch.failures == [(0, 1, errno.EINVAL)]
+
+
+@pytest.mark.parametrize("events", [Event.ERR, Event.REMOVE, Event.IN | Event.ERR, 0x08])
+def test_a_filter_takes_in_out_and_hangup(port: CompletionPort, pair: Pair, events: int) -> None:
+    batch = port.batch()
+    batch.exchange(order(pair[0], 1, events), 0, 0)
+    assert batch.failures == [(0, 1, errno.EINVAL)]
+
+
+def test_disable_and_remove_need_no_filter_and_no_trigger(port: CompletionPort, pair: Pair) -> None:
+    batch = port.batch()
+    batch.exchange(order(pair[0], 9), 0, 0)
+    count = batch.exchange(
+        REGISTRATION.pack(pair[0].fileno(), 9, 0, Operation.DISABLE, 0, 0)
+        + REGISTRATION.pack(pair[0].fileno(), 9, 0, Operation.REMOVE, 0, 0),
+        10 * SECOND,
+        8,
+    )
+    assert batch.failures == []
+    assert batch.pairs(count) == [(9, Event.REMOVE)]
