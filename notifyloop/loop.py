@@ -10,7 +10,7 @@ that moment. While callbacks are ready the port is asked only every `POLL_EVERY`
 `call_soon` does not pay for a system call at each link, and I/O waits for at most so many.
 
 There is no self-pipe. `call_soon_threadsafe` posts a packet to the port, and only if the loop is asleep or
-about to be: `_sleeping` holds one token while it is, and whoever takes the token posts. So at most one
+about to be: `Turn.sleeping` holds one token while it is, and whoever takes the token posts. So at most one
 wake-up is ever pending.
 """
 
@@ -50,6 +50,24 @@ CANCELLED_SHARE = 0.5
 MIN_TIMERS = 100
 
 
+class Turn:
+    """What one turn hands to the next.
+
+    Apart from the loop, because CPython's fast way to an attribute ends at thirty names in one object, and the base
+    class has nearly as many.
+    """
+
+    __slots__ = ("callbacks", "iterations", "receive_buffer", "sleeping", "to_flush", "turns_to_poll")
+
+    def __init__(self) -> None:
+        self.iterations = 0
+        self.callbacks = 0
+        self.turns_to_poll = 0
+        self.sleeping: list[None] = []  # holds a token while the loop sleeps; who takes it wakes the loop
+        self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))  # every transport's, for the length of one read
+        self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
+
+
 class NotifyLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop on a completion port.
 
@@ -79,63 +97,59 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         elif not isinstance(selector, NotificationSelector):
             raise TypeError(f"NotifyLoop needs a NotificationSelector, not {type(selector).__name__}")
         self._ssock = self._csock = None
-        self._sleeping: list[None] = []
-        self._iterations = 0
-        self._callbacks = 0
-        self._turns_to_poll = 0
-        self._receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))  # every transport's, for the length of one read
-        self._to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
+        self._turn = Turn()
         super().__init__(selector)
 
     # ---- the turn
 
     def run_forever(self) -> None:
         """Run until `stop()` is called. The first turn always asks for notifications."""
-        self._turns_to_poll = 0
+        self._turn.turns_to_poll = 0
         super().run_forever()
 
     def _run_once(self) -> None:
         ready = self._ready
-        self._iterations += 1
-        self._turns_to_poll -= 1
+        turn = self._turn
+        turn.iterations += 1
+        turn.turns_to_poll -= 1
         if self._scheduled:
             self._drop_cancelled_timers()
-        if not ready or self._turns_to_poll < 0:
-            self._turns_to_poll = POLL_EVERY
+        if not ready or turn.turns_to_poll < 0:
+            turn.turns_to_poll = POLL_EVERY
             self._poll()
         if self._scheduled:
             self._schedule_due_timers()
 
-        # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping
-        # the queue, keeps this safe against threads that append.
-        count = len(ready)
-        self._callbacks += count
-        if self._debug:
-            self._run_timed(count)
-            if self._to_flush:
-                self._flush_writes()
-            return
-        handle = None
-        for _ in range(count):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
-        handle = None  # a callback's arguments must not live until the next turn
-        if self._to_flush:
+        if ready:
+            # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping the
+            # queue, keeps this safe against threads that append.
+            count = len(ready)
+            turn.callbacks += count
+            if self._debug:
+                self._run_timed(count)
+            else:
+                handle = None
+                for _ in range(count):
+                    handle = ready.popleft()
+                    if not handle._cancelled:
+                        handle._run()
+                handle = None  # a callback's arguments must not live until the next turn
+        if turn.to_flush:
             self._flush_writes()
 
     def _flush_writes(self) -> None:
-        flushing, self._to_flush = self._to_flush, []
+        flushing, self._turn.to_flush = self._turn.to_flush, []
         for transport in flushing:
             transport._flush()
 
     def _poll(self) -> None:
-        if self._to_flush:  # written while the loop did not run
+        turn = self._turn
+        if turn.to_flush:  # written while the loop did not run
             self._flush_writes()
         timeout: float | None = None
         # First say that we sleep, then look whether there is work: another thread appends its work first,
         # then looks whether we sleep.
-        self._sleeping.append(None)
+        turn.sleeping.append(None)
         if self._ready or self._stopping:
             timeout = 0
         elif self._scheduled:
@@ -143,7 +157,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         try:
             notifications = self._selector.dequeue(timeout)
         finally:
-            self._sleeping.clear()
+            turn.sleeping.clear()
         if not notifications:
             return
         if self._ready or self._debug:
@@ -324,7 +338,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     def _write_to_self(self) -> None:
         """Called after work was added from another thread or a signal handler."""
         try:
-            self._sleeping.pop()
+            self._turn.sleeping.pop()
         except IndexError:
             return  # awake, or somebody else has woken it
         try:
@@ -354,8 +368,8 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         self._check_closed()
         counters = self._selector.port.counters()
         return Statistics(
-            iterations=self._iterations,
-            callbacks=self._callbacks,
+            iterations=self._turn.iterations,
+            callbacks=self._turn.callbacks,
             foreign_calls=counters.calls,
             waits=counters.waits,
             kernel_calls=counters.kernel_waits + counters.kernel_changes,

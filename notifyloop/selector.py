@@ -117,7 +117,6 @@ class NotificationSelector(BaseSelector):
         self._by_key: dict[int, Interest] = {}
         self._disarmed: list[Interest] = []
         self._batch = self.port.batch()
-        self._capacity = 512
         self._map: _InterestMap | None = _InterestMap(self)
 
     def find(self, fileobj: int | HasFileno) -> Interest | None:
@@ -219,28 +218,26 @@ class NotificationSelector(BaseSelector):
         Returns the interests that are ready and for what. Raises ValueError if the selector is closed.
         """
         disarmed = self._disarmed
-        if disarmed:
-            packed = b"".join([interest.enable for interest in disarmed])
-            disarmed.clear()
-        else:
+        if not disarmed:
             packed = b""
-        ns = -1 if timeout is None else math.ceil(timeout * 1e9) if timeout > 0 else 0
+        else:
+            packed = disarmed[0].enable if len(disarmed) == 1 else b"".join([interest.enable for interest in disarmed])
+            disarmed.clear()
         batch = self._batch
-        count = batch.exchange(packed, ns, self._capacity)
+        dequeued = batch.turn(packed, -1 if timeout is None else math.ceil(timeout * 1e9) if timeout > 0 else 0)
         ready: list[tuple[Interest, int]] = []
-        if packed and batch.failures:
+        if batch.failures:
             self._not_armed(ready)
-        if count:
-            by_key = self._by_key
-            for key, events in batch.pairs(count):
-                interest = by_key.get(key)
-                if interest is not None:
-                    disarmed.append(interest)
-                    mask = READY[events & 255] & interest.events
-                    if mask:
-                        ready.append((interest, mask))
-                elif key & REGISTERED and not events & REMOVED:
-                    self.stale_notifications += 1
+        by_key = self._by_key
+        for key, events in dequeued:
+            interest = by_key.get(key)
+            if interest is not None:
+                disarmed.append(interest)
+                mask = READY[events & 255] & interest.events
+                if mask:
+                    ready.append((interest, mask))
+            elif key & REGISTERED and not events & REMOVED:
+                self.stale_notifications += 1
         return ready
 
     def _not_armed(self, ready: list[tuple[Interest, int]]) -> None:

@@ -140,6 +140,7 @@ def test_example(example: Example, tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
         env=ENVIRONMENT,
+        start_new_session=True,
     ) as server:
         assert server.stdout is not None
         printed = ""
@@ -147,7 +148,7 @@ def test_example(example: Example, tmp_path: Path) -> None:
             printed += line
             if example.until in line:
                 break
-        server.send_signal(signal.SIGINT)
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does: to all its processes
         printed += server.communicate(timeout=30)[0]
     assert example.until in printed
     assert server.returncode in (0, 130, -signal.SIGINT), printed

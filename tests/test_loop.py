@@ -524,7 +524,7 @@ loop.close()
                 thread.start()
                 thread.join()
 
-        notify_loop._sleeping = Sleeping()
+        notify_loop._turn.sleeping = Sleeping()
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 1
 

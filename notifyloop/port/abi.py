@@ -94,7 +94,9 @@ DWORD ProcessSocketNotifications(HANDLE port,
 """
 
 # Ours. Winsock counts milliseconds; Linux can wait for nanoseconds, and an event loop's timers profit. A
-# negative timeout is INFINITE.
+# negative timeout is INFINITE. The packed form is the same call once more, for callers to whom an argument and a
+# result are dear: the registrations are bytes that nobody changes, their results come apart, and what it returns is
+# the number of packets and, in the upper half, of failed registrations; or a negative error code.
 EXTENSIONS = """
 typedef struct {
     uint64_t calls;
@@ -119,6 +121,11 @@ DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    int64_t timeoutNs,
                                    ULONG completionCount, OVERLAPPED_ENTRY *entries,
                                    UINT32 *receivedEntryCount);
+
+int64_t ProcessPackedNotifications(HANDLE port,
+                                   const char *packed, size_t size, DWORD *results,
+                                   int64_t timeoutNs,
+                                   ULONG completionCount, OVERLAPPED_ENTRY *entries);
 
 BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
 """

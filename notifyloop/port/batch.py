@@ -20,7 +20,7 @@ __all__ = ["Batch", "call_error"]
 ffi = provider.ffi
 lib = provider.lib
 
-NOT_DEQUEUED = (lib.WAIT_TIMEOUT, lib.ERROR_TIMEOUT, lib.WAIT_IO_COMPLETION)
+ONLY_COUNT = 0xFFFFFFFF  # of what a packed call returns; above it is the number of failures
 
 
 def call_error(code: int) -> Exception:
@@ -40,32 +40,20 @@ class Batch:
     failed.
     """
 
-    __slots__ = (
-        "_capacity",
-        "_entries",
-        "_handle",
-        "_process",
-        "_received",
-        "_registrations",
-        "_space",
-        "entries",
-        "failures",
-    )
+    __slots__ = ("_capacity", "_entries", "_handle", "_most", "_process", "_results", "entries", "failures")
 
     def __init__(self, handle: Any, capacity: int) -> None:
         self._handle = handle
-        self._process = lib.ProcessSocketNotificationsNs
         self._capacity = capacity
+        self._process = lib.ProcessPackedNotifications
         self._entries = ffi.new("OVERLAPPED_ENTRY[]", capacity)
-        self._received = ffi.new("UINT32 *")
         self.entries = memoryview(ffi.buffer(self._entries)).cast("B")
         self.failures: list[tuple[int, int, int]] = []
-        self._grow(64 * REGISTRATION.size)
+        self._make_room(64 * REGISTRATION.size)
 
-    def _grow(self, size: int) -> None:
-        count = 2 * size // REGISTRATION.size
-        self._registrations = ffi.new("SOCK_NOTIFY_REGISTRATION[]", count)
-        self._space = memoryview(ffi.buffer(self._registrations)).cast("B")
+    def _make_room(self, size: int) -> None:
+        self._most = 2 * size
+        self._results = ffi.new("DWORD[]", self._most // REGISTRATION.size)
 
     def exchange(self, packed: bytes, timeout: int, room: int) -> int:
         """Apply packed registrations, then dequeue up to `room` packets (0: none, do not wait); in one
@@ -75,34 +63,44 @@ class Batch:
         timeout or a signal. Raises ValueError if the port is closed, MemoryError or OSError if the whole
         call failed; then nothing was changed.
         """
-        if packed:
-            size = len(packed)
-            if size > len(self._space):
-                self._grow(size)
-            self._space[:size] = packed
-            count, registrations = size // REGISTRATION.size, self._registrations
-        elif not room:
-            return 0
-        else:
-            count, registrations = 0, ffi.NULL
-        if room:
-            code = self._process(self._handle, count, registrations, timeout, room, self._entries, self._received)
-        else:
-            code = self._process(self._handle, count, registrations, 0, 0, ffi.NULL, ffi.NULL)
         if self.failures:
             self.failures = []
-        if packed and self._space[:size] != packed:  # a result other than zero
-            self._collect_failures(size)
-        if code == 0:
-            return int(self._received[0]) if room else 0
-        if code in NOT_DEQUEUED:
+        size = len(packed)
+        if not size and not room:
             return 0
-        raise call_error(code)
+        if size > self._most:
+            self._make_room(size)
+        value: int = self._process(
+            self._handle, packed, size, self._results, timeout if room else 0, room, self._entries
+        )
+        if value > ONLY_COUNT:
+            self._collect_failures(packed)
+            return value & ONLY_COUNT
+        if value < 0:
+            raise call_error(-value)
+        return value
 
-    def _collect_failures(self, size: int) -> None:
-        for index, fields in enumerate(REGISTRATION.iter_unpack(self._space[:size])):
-            if fields[-1]:
-                self.failures.append((index, fields[1], fields[-1]))
+    def turn(self, packed: bytes, timeout: int) -> list[tuple[int, int]]:
+        """`exchange` with all the room there is, and `pairs`, in one step: an event loop takes it in every turn."""
+        if self.failures:
+            self.failures = []
+        size = len(packed)
+        if size > self._most:
+            self._make_room(size)
+        count: int = self._process(self._handle, packed, size, self._results, timeout, self._capacity, self._entries)
+        if count > ONLY_COUNT:
+            self._collect_failures(packed)
+            count &= ONLY_COUNT
+        elif count < 0:
+            raise call_error(-count)
+        if count == 1:  # by far the most frequent, and half the price
+            return [ENTRY.unpack_from(self.entries)]
+        return list(ENTRY.iter_unpack(self.entries[: count * ENTRY.size])) if count else []
+
+    def _collect_failures(self, packed: bytes) -> None:
+        for index, fields in enumerate(REGISTRATION.iter_unpack(packed)):
+            if self._results[index]:
+                self.failures.append((index, fields[1], int(self._results[index])))
 
     def pairs(self, count: int) -> list[tuple[int, int]]:
         """The (key, events) of the `count` packets just dequeued."""

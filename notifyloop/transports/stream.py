@@ -173,7 +173,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             return
         loop = self._loop
         try:
-            count = self._sock.recv_into(loop._receive_buffer)
+            count = self._sock.recv_into(loop._turn.receive_buffer)
         except (BlockingIOError, InterruptedError):
             return
         except (SystemExit, KeyboardInterrupt):
@@ -185,7 +185,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             self._read_eof()
             return
         try:
-            self._protocol.data_received(bytes(loop._receive_buffer[:count]))
+            self._protocol.data_received(bytes(loop._turn.receive_buffer[:count]))
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -253,11 +253,11 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             return
         if self._buffer:
             self._append(data)
-        elif self._last_write == self._loop._iterations:
+        elif self._last_write == self._loop._turn.iterations:
             self._append(data)
-            self._loop._to_flush.append(self)
+            self._loop._turn.to_flush.append(self)
         else:
-            self._last_write = self._loop._iterations
+            self._last_write = self._loop._turn.iterations
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):

@@ -542,6 +542,31 @@ EXPORT DWORD ProcessSocketNotificationsNs(HANDLE handle, UINT32 registration_cou
     return result;
 }
 
+EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, DWORD *results,
+                                          int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries) {
+    port_t *port = enter(handle);
+    if (!port)
+        return -ERROR_INVALID_HANDLE;
+    DWORD code = ERROR_SUCCESS;
+    UINT32 received = 0;
+    int64_t failed = 0;
+    pthread_mutex_lock(&port->lock);
+    port->counters.calls++;
+    for (size_t i = 0; i < size / sizeof(SOCK_NOTIFY_REGISTRATION); i++) {
+        SOCK_NOTIFY_REGISTRATION registration;
+        memcpy(&registration, packed + i * sizeof registration, sizeof registration);
+        results[i] = (DWORD)apply(port, &registration);
+        failed += results[i] != 0;
+    }
+    if (completion_count)
+        code = dequeue(port, timeout_ns, completion_count, entries, &received);
+    pthread_mutex_unlock(&port->lock);
+    leave(port);
+    if (code != ERROR_SUCCESS && code != WAIT_TIMEOUT && code != WAIT_IO_COMPLETION)
+        return -(int64_t)code;
+    return failed << 32 | received;
+}
+
 EXPORT DWORD ProcessSocketNotifications(HANDLE handle, UINT32 registration_count, SOCK_NOTIFY_REGISTRATION *registrations,
                                         UINT32 timeout_ms, ULONG completion_count, OVERLAPPED_ENTRY *entries,
                                         UINT32 *received) {
