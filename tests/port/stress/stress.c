@@ -107,16 +107,26 @@ static UINT8 serve(owner_t *owner, DWORD events) {
     return size ? SOCK_NOTIFY_OP_ENABLE : SOCK_NOTIFY_OP_REMOVE;
 }
 
-static void *dequeue_all(void *unused) {
+/* Every other thread makes the packed form of the call. */
+static void *dequeue_all(void *number) {
     SOCK_NOTIFY_REGISTRATION changes[BATCH];
     OVERLAPPED_ENTRY entries[BATCH];
+    DWORD results[BATCH];
     UINT32 count, change_count = 0;
     bool leaving = false;
     while (!leaving) {
-        DWORD result = ProcessSocketNotificationsNs(shared, change_count, change_count ? changes : NULL, -1, BATCH, entries, &count);
-        CHECK(result == ERROR_SUCCESS && count > 0 && count <= BATCH);
-        for (UINT32 i = 0; i < change_count; i++)
-            CHECK(changes[i].registrationResult == ERROR_SUCCESS);
+        if ((uintptr_t)number % 2) {
+            int64_t value = ProcessPackedNotifications(shared, (const char *)changes, change_count * sizeof *changes, results, -1,
+                                                       BATCH, entries);
+            CHECK(value > 0 && value <= BATCH); /* and no failures in the upper half */
+            count = (UINT32)value;
+        } else {
+            CHECK(ProcessSocketNotificationsNs(shared, change_count, change_count ? changes : NULL, -1, BATCH, entries, &count) ==
+                  ERROR_SUCCESS);
+            for (UINT32 i = 0; i < change_count; i++)
+                CHECK(changes[i].registrationResult == ERROR_SUCCESS);
+        }
+        CHECK(count > 0 && count <= BATCH);
         change_count = 0;
         for (UINT32 i = 0; i < count; i++) {
             owner_t *owner = owner_of(entries[i].lpCompletionKey);
@@ -127,7 +137,7 @@ static void *dequeue_all(void *unused) {
         }
     }
     CHECK(PostQueuedCompletionStatus(shared, 0, EXIT, NULL)); /* the next one, too */
-    return unused;
+    return NULL;
 }
 
 /* Opens a connection, has some echoes, hangs up, and closes at the notice of removal. */
@@ -343,7 +353,8 @@ int main(int count, char **arguments) {
     PORT_COUNTERS counters;
     CHECK(GetPortCounters(shared, &counters));
     CHECK(echoes && talks && silences && orphans && posts && meetings && ports_closed);
-    printf("%lu echoes, %lu connections, %lu silent ones, %lu orphans, %lu packets, %lu meetings, %lu ports; stale %lu, withheld %lu, rebuilds %lu\n",
+    printf("%lu echoes, %lu connections, %lu silent ones, %lu orphans, %lu packets, %lu meetings, %lu ports; "
+           "stale %lu, withheld %lu, rebuilds %lu\n",
            atomic_load(&echoes), atomic_load(&talks), atomic_load(&silences), atomic_load(&orphans), atomic_load(&posts),
            atomic_load(&meetings), atomic_load(&ports_closed), (unsigned long)counters.stale, (unsigned long)counters.withheld,
            (unsigned long)counters.rebuilds);
