@@ -19,8 +19,10 @@ CONNECTIONS = (1, 20, 500)
 # The whole product would take an hour. Connections matter while a message is one read: the other sizes show
 # where copying takes over.
 ECHO_CELLS = [
-    *itertools.product((KIB, 64 * KIB), CONNECTIONS),
-    *itertools.product((16 * KIB, KIB * KIB), (20,)),
+    *((KIB, number) for number in CONNECTIONS),
+    (16 * KIB, 20),
+    *((64 * KIB, number) for number in CONNECTIONS),
+    (KIB * KIB, 20),
 ]
 HELLO_CONNECTIONS = (1, 50)
 QUICK_CELLS = [(KIB, 20)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from benchmarks.report import TITLES, by_benchmark, significant
+from benchmarks.report import TITLES, by_benchmark, row_label, significant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ NAMES = 96  # the column of loop names
 BARS = WIDTH - NAMES - 104  # the longest bar; the rest is for its figure
 BAR, GAP, GROUP = 14, 4, 18
 
+TRACK = "#7f8a95"
 COLOURS = {
     "asyncio": "#8c96a3",
     "uvloop": "#d9a441",
@@ -25,17 +26,13 @@ COLOURS = {
     "notifyloop": "#2f8f83",
 }
 
+INK, NOTE = "#3b4249", "#6b747d"
+# Attributes draw for a light page, and for viewers without style sheets; the style sheet is for a dark page.
 STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #3b4249 }
-.title { font-size: 15px; font-weight: 600 }
-.group { font-weight: 600 }
-.note { fill: #6b747d }
-.limit { stroke: #3b4249; stroke-width: 1.5; stroke-dasharray: 3 2 }
-.track { fill: #7f8a95; fill-opacity: .14 }
 @media (prefers-color-scheme: dark) {
-text { fill: #d5dae0 }
-.note { fill: #98a2ac }
-.limit { stroke: #d5dae0 }
+  .ink { fill: #d5dae0 }
+  .note { fill: #98a2ac }
+  .limit { stroke: #d5dae0 }
 }
 """
 
@@ -57,12 +54,12 @@ def chart(title: str, cells: Sequence[CellResults]) -> str:
     unit = cells[0].cell.unit
     more = "longer is better" if cells[0].cell.more_is_better else "shorter is better"
     shapes = [
-        text(0, 16, f"{title}", "title"),
-        text(0, 36, f"{unit}, {more}; each group has its own scale", "note"),
+        text(0, 16, title, size=15, bold=True),
+        text(0, 36, f"{unit}, {more}; each group has its own scale", note=True),
     ]
     y = 62
     for each in cells:
-        shapes.append(text(0, y, heading(each), "group"))
+        shapes.append(text(0, y, heading(each), bold=True))
         y += 8
         top = y
         longest = max(result.figure for result in [*each.loops.values(), *filter(None, [each.limit])])
@@ -71,14 +68,13 @@ def chart(title: str, cells: Sequence[CellResults]) -> str:
             middle = y + BAR - 3
             shapes += [
                 text(0, middle, name),
-                rectangle(NAMES, y, BARS, 'class="track"'),
-                rectangle(NAMES, y, length, f'fill="{COLOURS.get(name, "#7f8a95")}"'),
+                rectangle(NAMES, y, BARS, TRACK, opacity=0.15),
+                rectangle(NAMES, y, length, COLOURS[name]),
                 text(NAMES + BARS + 6, middle, significant(result.figure)),
             ]
             y += BAR + GAP
         if each.limit:
-            x = NAMES + BARS * each.limit.figure / longest
-            shapes.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{y - GAP + 2}"/>')
+            shapes.append(limit(NAMES + BARS * each.limit.figure / longest, top - 3, y - GAP + 3))
         y += GROUP
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}">'
@@ -87,14 +83,27 @@ def chart(title: str, cells: Sequence[CellResults]) -> str:
 
 
 def heading(each: CellResults) -> str:
-    words = each.cell.load or each.cell.variant
-    return f"{words} (C: {significant(each.limit.figure)}, dashed)" if each.limit else words
+    words = row_label(each.cell)
+    return f"{words} (C, dashed: {significant(each.limit.figure)})" if each.limit else words
 
 
-def text(x: float, y: float, words: str, style: str | None = None) -> str:
-    attribute = f' class="{style}"' if style else ""
-    return f'<text x="{x}" y="{y}"{attribute}>{escape(words)}</text>'
+def text(x: float, y: float, words: str, size: int = 12, bold: bool = False, note: bool = False) -> str:
+    style, colour = ("note", NOTE) if note else ("ink", INK)
+    return (
+        f'<text class="{style}" x="{x}" y="{y}" fill="{colour}" font-size="{size}" '
+        f'font-weight="{600 if bold else 400}" font-family="system-ui, sans-serif">{escape(words)}</text>'
+    )
 
 
-def rectangle(x: float, y: float, width: float, attributes: str) -> str:
-    return f'<rect x="{x}" y="{y}" width="{max(width, 1):.1f}" height="{BAR}" rx="2" {attributes}/>'
+def rectangle(x: float, y: float, width: float, colour: str, opacity: float = 1) -> str:
+    return (
+        f'<rect x="{x}" y="{y}" width="{max(width, 1):.1f}" height="{BAR}" rx="2" '
+        f'fill="{colour}" fill-opacity="{opacity}"/>'
+    )
+
+
+def limit(x: float, top: float, bottom: float) -> str:
+    return (
+        f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" '
+        f'stroke="{INK}" stroke-width="1.5" stroke-dasharray="3 2"/>'
+    )

@@ -11,6 +11,7 @@ from benchmarks.results import NOISY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from benchmarks.cells import Cell
     from benchmarks.results import CellResults, Result
 
 TITLES = {
@@ -23,6 +24,17 @@ TITLES = {
     "callback": "Callbacks",
 }
 
+CALLBACKS = {
+    "call_soon-chain": "call_soon, one per turn",
+    "call_soon-burst": "call_soon, 1000 per turn",
+    "sleep": "sleep(0)",
+    "future": "future wake-up",
+    "timer": "call_later and cancel",
+    "tasks": "task spawn and gather",
+    "threadsafe": "call_soon_threadsafe, 1000 per turn",
+    "thread": "call_soon_threadsafe, round trip of a thread",
+}
+
 
 def tables(cells: Sequence[CellResults], loops: Sequence[str]) -> str:
     """A table of the figures for each benchmark, all callbacks in one."""
@@ -31,7 +43,7 @@ def tables(cells: Sequence[CellResults], loops: Sequence[str]) -> str:
         block = [each for each in group if each.loops]
         if block:
             cell = block[0].cell
-            better = f"{cell.unit}, more is better" if cell.more_is_better else f"{cell.unit} each, less is better"
+            better = f"{cell.unit}, more is better" if cell.more_is_better else f"{cell.unit} each, less is better; the ratio is of speed"
             blocks += [f"### {TITLES[name]} ({better})", figures(block, loops)]
     if any_noisy(cells):
         blocks.append(f"`~`: the rounds lie more than {NOISY:.0%} of the median apart.")
@@ -55,7 +67,7 @@ def figures(cells: Sequence[CellResults], loops: Sequence[str]) -> str:
         header.append(f"{subject} / C")
     rows = []
     for each in cells:
-        row = [each.cell.load or each.cell.variant, *(figure(each.loops.get(name)) for name in names)]
+        row = [row_label(each.cell), *(figure(each.loops.get(name)) for name in names)]
         if limited:
             row.append(figure(each.limit))
         ours = each.loops.get(SUBJECT)
@@ -92,6 +104,10 @@ def costs(measured: dict[str, Any]) -> list[str]:
         f"{measured['server_busy']:.0%}",
         f"{measured['client_busy']:.0%}",
     ]
+
+
+def row_label(cell: Cell) -> str:
+    return CALLBACKS[cell.variant] if cell.kind == "callback" else cell.load
 
 
 def figure(result: Result | None) -> str:
