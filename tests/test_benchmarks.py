@@ -1,0 +1,102 @@
+"""The benchmarks in their smoke form: every cell has a figure. What the figures are is not a matter of tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from notifyloop import NotifyLoop
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the load generator is written for epoll"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="the load generator needs a C compiler"),
+]
+
+ROOT = Path(__file__).parents[1]
+OURS = NotifyLoop.__module__.partition(".")[0]
+LOOPS = ["asyncio", OURS]
+
+
+def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--output", str(output)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_every_cell_of_a_quick_run_has_a_figure(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="one of the servers is aiohttp's")
+
+    result = run(tmp_path, "--quick", "--seconds", "0.1", "--loops", ",".join(LOOPS))
+
+    assert result.returncode == 0, result.stderr
+    written: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
+    assert written["left_out"] == []
+    assert written["environment"]["versions"].keys() == set(LOOPS)
+    kinds = [cell["benchmark"].partition("-")[0] for cell in written["cells"]]
+    assert [kinds.count(kind) for kind in ("echo", "http", "callback")] == [5, 1, 8]
+    for cell in written["cells"]:
+        assert cell["loops"].keys() == set(LOOPS), cell["benchmark"]
+        results = list(cell["loops"].values())
+        if cell["benchmark"].startswith("echo-"):
+            results.append(cell["limit"])
+        assert all(result["figure"] > 0 and len(result["rounds"]) == 1 for result in results), cell["benchmark"]
+    for drawing in ("echo-protocol.svg", "http-aiohttp.svg", "callback.svg"):
+        words = "".join(ElementTree.parse(tmp_path / drawing).getroot().itertext())
+        assert all(loop in words for loop in LOOPS)
+    assert "Echo, Protocol" in result.stdout
+
+
+def test_chosen_sizes_and_connections(tmp_path: Path) -> None:
+    result = run(
+        tmp_path,
+        *("--quick", "--seconds", "0.05", "--loops", OURS),
+        *("--only", "protocol,reader", "--sizes", "1K,1M", "--connections", "1,3"),
+    )
+
+    assert result.returncode == 0, result.stderr
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert [(cell["benchmark"], cell["size"], cell["connections"]) for cell in cells] == [
+        (benchmark, size, connections)
+        for benchmark in ("echo-protocol", "echo-reader")
+        for size in (1024, 1024 * 1024)
+        for connections in (1, 3)
+    ]
+    assert all(cell["loops"][OURS]["figure"] > 0 for cell in cells)
+
+
+def test_connections_come_and_go_and_leave_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path, "connections", "--quick", "--loops", ",".join(LOOPS))
+
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "connections.json").read_text())
+    assert written["left_out"] == []
+    assert all(written["rates"][name]["figure"] > 0 for name in ["C", *LOOPS])
+    assert written["idle_bytes"].keys() == set(LOOPS)
+    for loop in LOOPS:
+        samples = written["soaks"][loop]
+        assert [sample["closed"] for sample in samples] == [*range(0, 1001, 100), 1000]
+        assert samples[-1]["descriptors"] == samples[0]["descriptors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "echo-carrier-pigeon"], "no benchmark is called 'echo-carrier-pigeon'"),
+        (["--loops", "asyncio,fruitloop"], "no loop is called 'fruitloop'"),
+        (["--sizes", "0"], "0 is not positive"),
+        (["--sizes", "large"], "invalid"),
+        (["--rounds", "-1"], "-1 is not positive"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = run(tmp_path, *arguments)
+
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert not any(tmp_path.iterdir())
