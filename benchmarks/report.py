@@ -43,11 +43,8 @@ def tables(cells: Sequence[CellResults], loops: Sequence[str]) -> str:
         block = [each for each in group if each.loops]
         if block:
             cell = block[0].cell
-            better = (
-                f"{cell.unit}, more is better"
-                if cell.more_is_better
-                else f"{cell.unit} each, less is better; the ratio is of speed"
-            )
+            less = "each, less is better; ratios are of speed"
+            better = f"{cell.unit}, more is better" if cell.more_is_better else f"{cell.unit} {less}"
             blocks += [f"### {TITLES[name]} ({better})", figures(block, loops)]
     if any_noisy(cells):
         blocks.append(f"`~`: the rounds lie more than {NOISY:.0%} of the median apart.")

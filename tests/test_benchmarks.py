@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
 
-from notifyloop import NotifyLoop
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the load generator is written for epoll"),
@@ -20,7 +22,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-OURS = NotifyLoop.__module__.partition(".")[0]
+OURS = "notifyloop"
 LOOPS = ["asyncio", OURS]
 
 
@@ -100,3 +102,56 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, arguments: list[str]
     assert result.returncode == 2
     assert words in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def echo(data: bytes) -> bytes:
+    return data
+
+
+def echo_with_a_flipped_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def echo_twice(data: bytes) -> bytes:
+    return data * 2
+
+
+def echo_the_beginning_again(data: bytes) -> bytes:
+    return data[:100] * (len(data) // 100) + data[: len(data) % 100]
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (echo, ""),
+        (echo_with_a_flipped_bit, "wrong bytes came back"),
+        (echo_twice, "wrong bytes came back"),
+        (echo_the_beginning_again, "wrong bytes came back"),
+        (lambda data: b"", "a connection ended after 0 messages: end of file"),
+    ],
+)
+def test_the_load_checks_what_comes_back(answer: Callable[[bytes], bytes], complaint: str) -> None:
+    compile_load = "from benchmarks.processes import compile_programs; compile_programs('load')"
+    subprocess.run([sys.executable, "-c", compile_load], cwd=ROOT, check=True, timeout=60)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while answered := answer(await reader.read(65536)):
+                writer.write(answered)
+        except ConnectionResetError:
+            pass  # the load has seen enough
+        finally:
+            writer.close()
+
+    async def main() -> str:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        timing = ["--seconds", "0.1", "--warmup", "0.02"]
+        command = [ROOT / "benchmarks/build/load", "--port", str(port), "--size", "1000", *timing]
+        load = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        _, complaints = await load.communicate()
+        assert bool(load.returncode) == bool(complaint)
+        server.close()
+        return complaints.decode()
+
+    assert complaint in asyncio.run(main())
