@@ -230,57 +230,43 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        self._check_closed()
-        handle = asyncio.Handle(callback, args, self, None)
-        interest = self._selector.find(fd)
-        if interest is None:
-            self._selector.watch(fd, descriptor_of(fd), EVENT_READ, (handle, None))
-        else:
-            reader, writer = interest.data
-            self._selector.change(interest, interest.events | EVENT_READ, (handle, writer))
-            if reader is not None:
-                reader.cancel()
-        return handle
+        return self._watch(fd, EVENT_READ, asyncio.Handle(callback, args, self, None))
 
     def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        self._check_closed()
-        handle = asyncio.Handle(callback, args, self, None)
-        interest = self._selector.find(fd)
-        if interest is None:
-            self._selector.watch(fd, descriptor_of(fd), EVENT_WRITE, (None, handle))
-        else:
-            reader, writer = interest.data
-            self._selector.change(interest, interest.events | EVENT_WRITE, (reader, handle))
-            if writer is not None:
-                writer.cancel()
-        return handle
+        return self._watch(fd, EVENT_WRITE, asyncio.Handle(callback, args, self, None))
 
     def _remove_reader(self, fd: int) -> bool:
-        interest = None if self.is_closed() else self._selector.find(fd)
-        if interest is None:
-            return False
-        reader, writer = interest.data
-        if reader is None:
-            return False
-        reader.cancel()
-        if writer is None:
-            self._selector.remove(interest)
-        else:
-            self._selector.change(interest, EVENT_WRITE, (None, writer))
-        return True
+        return self._unwatch(fd, EVENT_READ)
 
     def _remove_writer(self, fd: int) -> bool:
-        interest = None if self.is_closed() else self._selector.find(fd)
+        return self._unwatch(fd, EVENT_WRITE)
+
+    def _watch(self, fd: int, event: int, handle: asyncio.Handle) -> asyncio.Handle:
+        self._check_closed()
+        reading = event == EVENT_READ
+        interest = self._selector.find(fd)
         if interest is None:
+            self._selector.watch(fd, descriptor_of(fd), event, (handle, None) if reading else (None, handle))
+            return handle
+        reader, writer = interest.data
+        self._selector.change(interest, interest.events | event, (handle, writer) if reading else (reader, handle))
+        replaced = reader if reading else writer
+        if replaced is not None:
+            replaced.cancel()
+        return handle
+
+    def _unwatch(self, fd: int, event: int) -> bool:
+        interest = None if self.is_closed() else self._selector.find(fd)
+        if interest is None or not interest.events & event:
             return False
         reader, writer = interest.data
-        if writer is None:
-            return False
-        writer.cancel()
-        if reader is None:
+        (reader if event == EVENT_READ else writer).cancel()
+        if interest.events == event:
             self._selector.remove(interest)
         else:
-            self._selector.change(interest, EVENT_READ, (reader, None))
+            self._selector.change(
+                interest, interest.events & ~event, (None, writer) if event == EVENT_READ else (reader, None)
+            )
         return True
 
     def _forget(self, fd: int) -> None:

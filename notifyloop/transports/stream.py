@@ -168,39 +168,19 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _read_ready(self) -> None:
         if self._conn_lost:
             return
-        if self._buffered_protocol:
-            self._read_into_protocol()
-            return
-        loop = self._loop
-        try:
-            count = self._sock.recv_into(loop._turn.receive_buffer)
-        except (BlockingIOError, InterruptedError):
-            return
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal read error on socket transport")
-            return
-        if not count:
-            self._read_eof()
-            return
-        try:
-            self._protocol.data_received(bytes(loop._turn.receive_buffer[:count]))
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
-
-    def _read_into_protocol(self) -> None:
-        try:
-            buffer = self._protocol.get_buffer(-1)
-            if not len(buffer):
-                raise RuntimeError("get_buffer() returned an empty buffer")
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
-            return
+        into_protocol = self._buffered_protocol
+        if into_protocol:
+            try:
+                buffer = self._protocol.get_buffer(-1)
+                if not len(buffer):
+                    raise RuntimeError("get_buffer() returned an empty buffer")
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
+                return
+        else:
+            buffer = self._loop._turn.receive_buffer
         try:
             count = self._sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
@@ -214,11 +194,15 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             self._read_eof()
             return
         try:
-            self._protocol.buffer_updated(count)
+            if into_protocol:
+                self._protocol.buffer_updated(count)
+            else:
+                self._protocol.data_received(bytes(buffer[:count]))
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.buffer_updated() call failed.")
+            method = "buffer_updated" if into_protocol else "data_received"
+            self._fatal_error(error, f"Fatal error: protocol.{method}() call failed.")
 
     def _read_eof(self) -> None:
         if self._loop.get_debug():
