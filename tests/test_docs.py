@@ -105,6 +105,9 @@ def require_modules(code: str, files: dict[str, str]) -> None:
 
 
 def command_of(example: Example, folder: Path) -> list[str | Path]:
+    since = re.search(r"^# Python (\d+)\.(\d+) and later$", example.code, re.MULTILINE)
+    if since and sys.version_info < tuple(map(int, since.groups())):
+        pytest.skip(f"the example is for Python {since[1]}.{since[2]} and later")
     for name, code in example.files.items():
         (folder / name).write_text(code, encoding="utf-8")
         require_modules(code, example.files)
