@@ -4,26 +4,30 @@
 because most of asyncio is right as it is: connection set-up, name resolution, servers, TLS, executors,
 subprocesses. What it replaces is what a loop is chosen for, the turn.
 
-One turn: `_run_once` asks the port for notifications, in the same foreign call that re-arms what the last
-turn handled, appends the callbacks of what is ready and of timers that are due, and runs what is ready at
-that moment. While callbacks are ready the port is asked only every `POLL_EVERY` turns: a chain of
-`call_soon` does not pay for a system call at each link, and I/O waits for at most so many.
+`_run_once` asks the port for notifications, in the same foreign call that re-arms what it handled last, and
+calls back what is ready. A turn is one batch of callbacks: those that are ready at one moment; what they
+schedule is the next turn's. While there is a next turn the port is asked only after `POLL_EVERY` turns, or
+after the turn in which `POLL_AFTER` seconds have passed: a chain of `call_soon` does not pay for a system
+call at each link, and I/O waits no longer than that. Timers are looked at in every turn.
 
 There is no self-pipe. `call_soon_threadsafe` posts a packet to the port, and only if the loop is asleep or
-about to be: `Turn.sleeping` holds one token while it is, and whoever takes the token posts. So at most one
-wake-up is ever pending.
+about to be: `Turn.sleeping` says so, and whoever sets it back posts. So at most one wake-up is ever pending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+import threading
 from asyncio import base_events, sslproto
 from selectors import EVENT_READ, EVENT_WRITE
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
 
+from notifyloop.handles import Handle, TimerHandle
 from notifyloop.port.registration import descriptor_of
-from notifyloop.selector import NotificationSelector
+from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.statistics import Statistics
 from notifyloop.transports import StreamTransport
 
@@ -32,17 +36,19 @@ if TYPE_CHECKING:
     import ssl
     from collections import deque
     from collections.abc import Callable, Iterable
+    from contextvars import Context
     from typing import Any, Unpack
     from weakref import WeakValueDictionary
 
-    from notifyloop.selector import Interest
 
 __all__ = ["NotifyLoop", "new_event_loop"]
 
 Ts = TypeVarTuple("Ts")
 
 RECEIVE_BUFFER = 256 * 1024  # bytes
-POLL_EVERY = 32  # turns; tokio asks every 61, Go every 61 scheduling rounds
+# While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
+POLL_EVERY = 64
+POLL_AFTER = 0.001
 LONGEST_WAIT = 24 * 3600  # seconds
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
@@ -57,13 +63,14 @@ class Turn:
     class has nearly as many.
     """
 
-    __slots__ = ("callbacks", "iterations", "receive_buffer", "sleeping", "to_flush", "turns_to_poll")
+    __slots__ = ("callbacks", "iterations", "receive_buffer", "sleeping", "timers", "to_flush", "waking")
 
     def __init__(self) -> None:
         self.iterations = 0
         self.callbacks = 0
-        self.turns_to_poll = 0
-        self.sleeping: list[None] = []  # holds a token while the loop sleeps; who takes it wakes the loop
+        self.timers = 0  # made so far
+        self.sleeping = False  # or about to; who sets this back wakes the loop
+        self.waking = threading.RLock()  # a signal handler may come in between
         self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))  # every transport's, for the length of one read
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
@@ -78,7 +85,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     _closed = True  # until __init__ has made it a loop: __del__ looks
     _selector: NotificationSelector
     _ready: deque[asyncio.Handle]
-    _scheduled: list[asyncio.TimerHandle]
+    _scheduled: list[tuple[float, int, asyncio.TimerHandle]]
     _timer_cancelled_count: int
     _clock_resolution: float
     _stopping: bool
@@ -88,6 +95,8 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     _csock: Any
     _internal_fds: int
     _check_closed: Callable[[], None]
+    _check_thread: Callable[[], None]
+    _check_callback: Callable[[object, str], None]
     _ensure_fd_no_transport: Callable[[socket.socket], None]
     _transports: WeakValueDictionary[int, StreamTransport]
 
@@ -100,112 +109,181 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         self._turn = Turn()
         super().__init__(selector)
 
+    # ---- scheduling
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        if self._debug or self._closed:
+            checked = super().call_soon(callback, *args, context=context)
+            del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
+            return checked
+        handle = Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's: in `delay` seconds."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        return self._schedule(self.time() + delay, callback, args, context, "call_later")
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's: when `time()` has reached `when`, in seconds."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        return self._schedule(when, callback, args, context, "call_at")
+
+    def _schedule(
+        self, when: float, callback: Callable[..., object], args: Any, context: Context | None, method: str
+    ) -> asyncio.TimerHandle:
+        if self._closed:
+            self._check_closed()
+        timer: asyncio.TimerHandle
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, method)
+            timer = asyncio.TimerHandle(when, callback, args, self, context)
+            del timer._source_traceback[-2:]  # type: ignore[attr-defined]  # from here on it is our own frames
+            timer._scheduled = True  # type: ignore[attr-defined]
+        else:
+            timer = TimerHandle(when, callback, args, self, context)
+        # The number keeps timers of the same time in order, and the heap from comparing handles.
+        turn = self._turn
+        turn.timers += 1
+        heapq.heappush(self._scheduled, (when, turn.timers, timer))
+        return timer
+
     # ---- the turn
 
-    def run_forever(self) -> None:
-        """Run until `stop()` is called. The first turn always asks for notifications."""
-        self._turn.turns_to_poll = 0
-        super().run_forever()
-
     def _run_once(self) -> None:
-        ready = self._ready
-        turn = self._turn
-        turn.iterations += 1
-        turn.turns_to_poll -= 1
-        if self._scheduled:
-            self._drop_cancelled_timers()
-        if not ready or turn.turns_to_poll < 0:
-            turn.turns_to_poll = POLL_EVERY
-            self._poll()
-        if self._scheduled:
-            self._schedule_due_timers()
+        """Poll and call back, until there is more to do than that: then run what is ready, and what that made
+        ready, until the port is to be asked again. The base class calls this until `stop()` was called.
+        """
+        turn, ready, selector = self._turn, self._ready, self._selector
+        find, disarm = selector.by_key.get, selector.disarmed.append
+        if turn.to_flush:  # written while the loop did not run
+            self._flush_writes()
+        while True:
+            turn.iterations += 1
+            # First say that we sleep, then look whether there is work: another thread appends its work first,
+            # then looks whether we sleep.
+            turn.sleeping = True
+            if ready or self._stopping:
+                timeout = 0
+            elif self._scheduled:
+                timeout = self._until_next_timer()
+            else:
+                timeout = -1
+            packets = selector.dequeue(timeout)
+            turn.sleeping = False
+            if ready or self._stopping or self._debug:
+                self._queue(packets)
+                break
+            # Nothing else is waiting, so these are next: call them from here. Each looks at what is wanted now, for
+            # an earlier one may have changed it.
+            remaining = iter(packets)
+            try:
+                for key, events in remaining:
+                    interest = find(key)
+                    if interest is None:
+                        selector.unknown(key, events)
+                        continue
+                    disarm(interest)
+                    reader, writer = interest.data
+                    if reader is not None and events & READABLE and not reader._cancelled:
+                        reader._run()
+                    if writer is not None and events & WRITABLE and not writer._cancelled:
+                        writer._run()
+            except BaseException:
+                self._queue(remaining)  # an interrupt must not lose what was dequeued
+                raise
+            turn.callbacks += len(packets)
+            if turn.to_flush:
+                self._flush_writes()
+            if self._stopping:
+                return
+            if ready or self._scheduled:
+                break
+        self._run_ready()
 
-        if ready:
+    def _run_ready(self) -> None:
+        turn, ready = self._turn, self._ready
+        batches = 0
+        while True:
+            if self._scheduled:
+                self._schedule_due_timers()
             # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping the
             # queue, keeps this safe against threads that append.
             count = len(ready)
+            if not count:
+                return
             turn.callbacks += count
             if self._debug:
                 self._run_timed(count)
             else:
-                handle = None
                 for _ in range(count):
                     handle = ready.popleft()
                     if not handle._cancelled:
                         handle._run()
-                handle = None  # a callback's arguments must not live until the next turn
-        if turn.to_flush:
-            self._flush_writes()
+                handle = None  # type: ignore[assignment]  # its arguments must not live until the next turn
+            if turn.to_flush:
+                self._flush_writes()
+            if self._stopping or not ready:
+                return
+            if not batches:
+                deadline = monotonic() + POLL_AFTER
+            elif batches == POLL_EVERY or monotonic() > deadline:
+                return
+            batches += 1
+            turn.iterations += 1
 
     def _flush_writes(self) -> None:
         flushing, self._turn.to_flush = self._turn.to_flush, []
         for transport in flushing:
             transport._flush()
 
-    def _poll(self) -> None:
-        turn = self._turn
-        if turn.to_flush:  # written while the loop did not run
-            self._flush_writes()
-        timeout: float | None = None
-        # First say that we sleep, then look whether there is work: another thread appends its work first,
-        # then looks whether we sleep.
-        turn.sleeping.append(None)
-        if self._ready or self._stopping:
-            timeout = 0
-        elif self._scheduled:
-            timeout = min(max(self._scheduled[0].when() - self.time(), 0), LONGEST_WAIT)
-        try:
-            notifications = self._selector.dequeue(timeout)
-        finally:
-            turn.sleeping.clear()
-        if not notifications:
-            return
-        if self._ready or self._debug:
-            self._queue(notifications)
-            return
-        # Nothing is waiting, so these are next: call them from here. Each looks at what is wanted now, for
-        # an earlier one may have changed it.
-        remaining = iter(notifications)
-        try:
-            for interest, mask in remaining:
-                reader, writer = interest.data
-                if mask & EVENT_READ and reader is not None and not reader._cancelled:
-                    reader._run()
-                if mask & EVENT_WRITE and writer is not None and not writer._cancelled:
-                    writer._run()
-        except BaseException:
-            self._queue(remaining)  # an interrupt must not lose what was dequeued
-            raise
-
-    def _queue(self, notifications: Iterable[tuple[Interest, int]]) -> None:
-        for interest, mask in notifications:
+    def _queue(self, packets: Iterable[tuple[int, int]]) -> None:
+        for interest, mask in self._selector.ready(packets):
             reader, writer = interest.data
             if mask & EVENT_READ and reader is not None:
                 self._ready.append(reader)
             if mask & EVENT_WRITE and writer is not None:
                 self._ready.append(writer)
 
-    def _drop_cancelled_timers(self) -> None:
+    def _until_next_timer(self) -> int:
+        """Nanoseconds. Drops cancelled timers on the way."""
         scheduled = self._scheduled
-        if len(scheduled) > MIN_TIMERS and self._timer_cancelled_count > CANCELLED_SHARE * len(scheduled):
-            for handle in scheduled:
-                if handle._cancelled:
-                    handle._scheduled = False  # type: ignore[attr-defined]
-            self._scheduled = [handle for handle in scheduled if not handle._cancelled]
-            heapq.heapify(self._scheduled)
+        if self._timer_cancelled_count > CANCELLED_SHARE * len(scheduled) and len(scheduled) > MIN_TIMERS:
+            for _, _, timer in scheduled:
+                if timer._cancelled:
+                    timer._scheduled = False  # type: ignore[attr-defined]
+            self._scheduled = scheduled = [entry for entry in scheduled if not entry[2]._cancelled]
+            heapq.heapify(scheduled)
             self._timer_cancelled_count = 0
-            return
-        while scheduled and scheduled[0]._cancelled:
+        while scheduled and scheduled[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+            heapq.heappop(scheduled)[2]._scheduled = False  # type: ignore[attr-defined]
+        if not scheduled:
+            return -1
+        seconds = min(scheduled[0][0] - self.time(), LONGEST_WAIT)
+        return math.ceil(seconds * 1e9) if seconds > 0 else 0
 
     def _schedule_due_timers(self) -> None:
         scheduled = self._scheduled
         now = self.time() + self._clock_resolution
-        while scheduled and scheduled[0].when() < now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            self._ready.append(handle)
+        while scheduled and scheduled[0][0] < now:
+            timer = heapq.heappop(scheduled)[2]
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if timer._cancelled:
+                self._timer_cancelled_count -= 1
+            else:
+                self._ready.append(timer)
 
     def _run_timed(self, count: int) -> None:
         """The same with debug mode's report of slow callbacks."""
@@ -229,11 +307,14 @@ class NotifyLoop(asyncio.SelectorEventLoop):
 
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
+    def _handle(self, callback: Callable[..., object], args: tuple[Any, ...]) -> asyncio.Handle:
+        return (asyncio.Handle if self._debug else Handle)(callback, args, self)
+
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        return self._watch(fd, EVENT_READ, asyncio.Handle(callback, args, self, None))
+        return self._watch(fd, EVENT_READ, self._handle(callback, args))
 
     def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        return self._watch(fd, EVENT_WRITE, asyncio.Handle(callback, args, self, None))
+        return self._watch(fd, EVENT_WRITE, self._handle(callback, args))
 
     def _remove_reader(self, fd: int) -> bool:
         return self._unwatch(fd, EVENT_READ)
@@ -323,10 +404,13 @@ class NotifyLoop(asyncio.SelectorEventLoop):
 
     def _write_to_self(self) -> None:
         """Called after work was added from another thread or a signal handler."""
-        try:
-            self._turn.sleeping.pop()
-        except IndexError:
-            return  # awake, or somebody else has woken it
+        turn = self._turn
+        if not turn.sleeping:
+            return
+        with turn.waking:
+            if not turn.sleeping:
+                return  # somebody else has woken it
+            turn.sleeping = False
         try:
             self._selector.wake_up()
         except (AttributeError, ValueError):

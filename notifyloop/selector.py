@@ -4,7 +4,7 @@
 socket, with the union of both. So a descriptor is registered once, LEVEL | ONESHOT, and what a notification
 disarmed is enabled again in one batch with the next wait, after its callbacks ran. That is the recommended
 pattern of the port: it never spins, and a notification has one owner. Its one danger is a lost re-arm, so
-there is exactly one place that re-arms: everything that was dequeued goes through `_disarmed`.
+there is exactly one place that re-arms: everything that was dequeued goes through `disarmed`.
 
 Errors that a caller must see (a bad descriptor, a regular file) are found by registering without waiting,
 at once; interest that only shrinks is left to the next notification.
@@ -31,7 +31,7 @@ from notifyloop.port.registration import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from notifyloop.port.registration import HasFileno
@@ -50,11 +50,12 @@ FILTERS = {
     EVENT_WRITE: int(Event.OUT),
     EVENT_READ | EVENT_WRITE: int(Event.IN | Event.HANGUP | Event.OUT),
 }
+READABLE = int(Event.IN | Event.HANGUP | Event.ERR)
+WRITABLE = int(Event.OUT | Event.ERR)
 READY = tuple(
-    (EVENT_READ if events & (Event.IN | Event.HANGUP | Event.ERR) else 0)
-    | (EVENT_WRITE if events & (Event.OUT | Event.ERR) else 0)
-    for events in range(256)
+    (EVENT_READ if events & READABLE else 0) | (EVENT_WRITE if events & WRITABLE else 0) for events in range(256)
 )
+ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
 
 OUT_OF_MEMORY = (
@@ -114,8 +115,8 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
-        self._by_key: dict[int, Interest] = {}
-        self._disarmed: list[Interest] = []
+        self.by_key: dict[int, Interest] = {}
+        self.disarmed: list[Interest] = []
         self._batch = self.port.batch()
         self._map: _InterestMap | None = _InterestMap(self)
 
@@ -151,7 +152,7 @@ class NotificationSelector(BaseSelector):
         interest = Interest(fileobj, fd, events, data)
         self._apply(interest.enable)
         self.interests[fd] = interest
-        self._by_key[interest.key] = interest
+        self.by_key[interest.key] = interest
         return interest
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
@@ -172,7 +173,7 @@ class NotificationSelector(BaseSelector):
     def forget(self, interest: Interest) -> None:
         """Take back a registration without telling the port, because its descriptor is about to be closed."""
         del self.interests[interest.fd]
-        del self._by_key[interest.key]
+        del self.by_key[interest.key]
         interest.enable = b""  # it may still stand in line to be re-armed
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
@@ -202,7 +203,7 @@ class NotificationSelector(BaseSelector):
                     self.forget(interest)
                     raise
             else:
-                self._disarmed.append(interest)
+                self.disarmed.append(interest)
         interest.data = data
 
     def _apply(self, order: bytes) -> None:
@@ -211,51 +212,55 @@ class NotificationSelector(BaseSelector):
             fd, _, _, operation, _, _ = REGISTRATION.unpack(order)
             raise registration_error(result, fd, operation)
 
-    def dequeue(self, timeout: float | None) -> list[tuple[Interest, int]]:
-        """Re-arm what was dequeued last, then wait up to `timeout` seconds (None: for ever); in one foreign
-        call.
+    def dequeue(self, timeout: int) -> list[tuple[int, int]]:
+        """Re-arm what was dequeued last, then wait up to `timeout` nanoseconds (negative: for ever); in one
+        foreign call.
 
-        Returns the interests that are ready and for what. Raises ValueError if the selector is closed.
+        Returns (key, events) of each packet; `ready` says what they mean. Raises ValueError if the selector
+        is closed.
         """
-        disarmed = self._disarmed
+        disarmed = self.disarmed
         if not disarmed:
             packed = b""
+        elif len(disarmed) == 1:
+            packed = disarmed.pop().enable
         else:
-            packed = disarmed[0].enable if len(disarmed) == 1 else b"".join([interest.enable for interest in disarmed])
+            packed = b"".join([interest.enable for interest in disarmed])
             disarmed.clear()
         batch = self._batch
-        dequeued = batch.turn(packed, -1 if timeout is None else math.ceil(timeout * 1e9) if timeout > 0 else 0)
-        ready: list[tuple[Interest, int]] = []
+        packets = batch.turn(packed, timeout)
         if batch.failures:
-            self._not_armed(ready)
-        by_key = self._by_key
-        for key, events in dequeued:
-            interest = by_key.get(key)
-            if interest is not None:
-                disarmed.append(interest)
-                mask = READY[events & 255] & interest.events
-                if mask:
-                    ready.append((interest, mask))
-            elif key & REGISTERED and not events & REMOVED:
-                self.stale_notifications += 1
+            # A descriptor closed behind our back reports nothing more, as in every selector. But where only
+            # memory was short, nobody would ever hear of the socket again: call it ready, to be armed with the
+            # next wait.
+            packets += [(key, ERROR) for _, key, result in batch.failures if result in OUT_OF_MEMORY]
+        return packets
+
+    def ready(self, packets: Iterable[tuple[int, int]]) -> list[tuple[Interest, int]]:
+        """The interests that packets report ready, and for what. The next wait arms them again."""
+        ready: list[tuple[Interest, int]] = []
+        for key, events in packets:
+            interest = self.by_key.get(key)
+            if interest is None:
+                self.unknown(key, events)
+                continue
+            self.disarmed.append(interest)
+            mask = READY[events & 255] & interest.events
+            if mask:
+                ready.append((interest, mask))
         return ready
 
-    def _not_armed(self, ready: list[tuple[Interest, int]]) -> None:
-        """A descriptor closed behind our back reports nothing more, as in every selector. But where only
-        memory was short, nobody would ever hear of the socket again: call it ready, and arm it with the
-        next wait.
-        """
-        for _, key, result in self._batch.failures:
-            interest = self._by_key.get(key)
-            if interest is not None and result in OUT_OF_MEMORY:
-                self._disarmed.append(interest)
-                ready.append((interest, interest.events))
+    def unknown(self, key: int, events: int) -> None:
+        """Take note of a packet that is nobody's: a wake-up, a notice of removal, or one that comes too late."""
+        if key & REGISTERED and not events & REMOVED:
+            self.stale_notifications += 1
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """As `selectors.BaseSelector.select`; waits with the resolution of nanoseconds where the system
         can.
         """
-        return [(interest.selector_key(), mask) for interest, mask in self.dequeue(timeout)]
+        ns = -1 if timeout is None else math.ceil(timeout * 1e9) if timeout > 0 else 0
+        return [(interest.selector_key(), mask) for interest, mask in self.ready(self.dequeue(ns))]
 
     def wake_up(self) -> None:
         """End the wait of another thread, or the next one, early. Raises ValueError if the selector is
@@ -267,8 +272,8 @@ class NotificationSelector(BaseSelector):
         """Close the port. Descriptors stay open; closing twice is no error."""
         self.port.close()
         self.interests.clear()
-        self._by_key.clear()
-        self._disarmed.clear()
+        self.by_key.clear()
+        self.disarmed.clear()
         self._map = None
 
     def get_map(self) -> Mapping[int | HasFileno, SelectorKey]:

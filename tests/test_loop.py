@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import notifyloop
+from notifyloop.loop import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -517,16 +518,24 @@ loop.close()
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 0
 
-        class Sleeping(list[None]):
-            """Another thread that comes just when the loop has said that it sleeps."""
+        class Disturbed(Turn):
+            """Another thread comes just when the loop has said that it sleeps."""
 
-            def append(self, item: None) -> None:
-                super().append(item)
-                thread = threading.Thread(target=burst)
-                thread.start()
-                thread.join()
+            asleep = False
 
-        notify_loop._turn.sleeping = Sleeping()
+            @property
+            def sleeping(self) -> bool:
+                return self.asleep
+
+            @sleeping.setter
+            def sleeping(self, sleeping: bool) -> None:
+                self.asleep = sleeping
+                if sleeping:
+                    thread = threading.Thread(target=burst)
+                    thread.start()
+                    thread.join()
+
+        notify_loop._turn = Disturbed()
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 1
 
