@@ -17,10 +17,13 @@ about to be: `Turn.sleeping` says so, and whoever sets it back posts. So at most
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import math
 import threading
-from asyncio import base_events, sslproto
+import weakref
+from asyncio import base_events, constants, sslproto, trsock
+from asyncio.log import logger
 from selectors import EVENT_READ, EVENT_WRITE
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, TypeVarTuple
 from notifyloop.handles import Handle, TimerHandle
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
+from notifyloop.sockets import SocketOperations
 from notifyloop.statistics import Statistics
 from notifyloop.transports import StreamTransport
 
@@ -35,10 +39,11 @@ if TYPE_CHECKING:
     import socket
     import ssl
     from collections import deque
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from contextvars import Context
     from typing import Any, Unpack
-    from weakref import WeakValueDictionary
+
+    from notifyloop.selector import Interest
 
 
 __all__ = ["NotifyLoop", "new_event_loop"]
@@ -50,6 +55,8 @@ RECEIVE_BUFFER = 256 * 1024  # bytes
 POLL_EVERY = 64
 POLL_AFTER = 0.001
 LONGEST_WAIT = 24 * 3600  # seconds
+
+SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
 CANCELLED_SHARE = 0.5
@@ -75,7 +82,7 @@ class Turn:
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
 
-class NotifyLoop(asyncio.SelectorEventLoop):
+class NotifyLoop(SocketOperations):
     """An asyncio event loop on a completion port.
 
     Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
@@ -95,10 +102,10 @@ class NotifyLoop(asyncio.SelectorEventLoop):
     _csock: Any
     _internal_fds: int
     _check_closed: Callable[[], None]
+    _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
+    _start_serving: Callable[..., None]
     _check_thread: Callable[[], None]
     _check_callback: Callable[[object, str], None]
-    _ensure_fd_no_transport: Callable[[socket.socket], None]
-    _transports: WeakValueDictionary[int, StreamTransport]
 
     def __init__(self, selector: NotificationSelector | None = None) -> None:
         if selector is None:
@@ -297,7 +304,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 seconds = self.time() - started
                 if seconds >= self.slow_callback_duration:
-                    base_events.logger.warning(  # type: ignore[attr-defined]
+                    logger.warning(
                         "Executing %s took %.3f seconds",
                         base_events._format_handle(handle),  # type: ignore[attr-defined]
                         seconds,
@@ -342,22 +349,129 @@ class NotifyLoop(asyncio.SelectorEventLoop):
             return False
         reader, writer = interest.data
         (reader if event == EVENT_READ else writer).cancel()
-        if interest.events == event:
-            self._selector.remove(interest)
+        data = (None, writer) if event == EVENT_READ else (reader, None)
+        if interest.events != event:
+            self._selector.change(interest, interest.events & ~event, data)
+        elif interest.owner is not None:
+            self._selector.want(interest, 0, data)
         else:
-            self._selector.change(
-                interest, interest.events & ~event, (None, writer) if event == EVENT_READ else (reader, None)
-            )
+            self._selector.remove(interest)
         return True
+
+    def _adopt(self, sock: socket.socket, transport: StreamTransport) -> Interest:
+        """The interest in a transport's socket, of which nothing is wanted yet. Raises RuntimeError if it is another
+        transport's.
+        """
+        self._ensure_fd_no_transport(sock)
+        return self._selector.adopt(sock, weakref.ref(transport))
+
+    def _want(self, interest: Interest, event: int, handle: asyncio.Handle | None) -> None:
+        """Have the readiness of a transport's socket call back, from the next wait on, or no more."""
+        reader, writer = interest.data
+        if event == EVENT_READ:
+            replaced, data = reader, (handle, writer)
+        else:
+            replaced, data = writer, (reader, handle)
+        events = interest.events | event if handle is not None else interest.events & ~event
+        self._selector.want(interest, events, data)
+        if replaced is not None:
+            replaced.cancel()
 
     def _forget(self, fd: int) -> None:
         """Watch a descriptor no more, because its owner is about to close it."""
-        interest = None if self.is_closed() else self._selector.find(fd)
+        interest = None if self.is_closed() else self._selector.interests.get(fd)
         if interest is not None:
             for handle in interest.data:
                 if handle is not None:
                     handle.cancel()
+            interest.data = (None, None)
+            interest.events = 0
             self._selector.forget(interest)
+
+    def _ensure_fd_no_transport(self, fd: object) -> None:
+        interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
+        owner = None if interest is None or interest.owner is None else interest.owner()
+        if isinstance(owner, asyncio.Transport) and not owner.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
+        super()._ensure_fd_no_transport(fd)
+
+    async def _sendfile_native(self, transp: StreamTransport, file: Any, offset: int, count: int | None) -> int:
+        reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        interest = transp._interest
+        interest.owner = weakref.ref(transp._sock)  # for as long as it sends, the socket is not the transport's
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            interest.owner = weakref.ref(transp)
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()
+
+    # ---- connections
+
+    def _accept_connection(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: ssl.SSLContext | None = None,
+        server: base_events.Server | None = None,
+        backlog: int = 100,
+        *timeouts: float | None,
+    ) -> None:
+        """Accept what waits, up to `backlog` connections in one turn.
+
+        Nothing that happens to one connection ends the listening. Where descriptors or memory are short, it pauses.
+        """
+        for _ in range(backlog):
+            try:
+                connection, address = sock.accept()
+                connection.setblocking(False)
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:  # aborted before we came to it
+                continue
+            except OSError as error:
+                if error.errno not in SHORT_OF_RESOURCES:
+                    raise  # reported by the handle that called this
+                self.call_exception_handler(
+                    {
+                        "message": "socket.accept() out of system resource",
+                        "exception": error,
+                        "socket": trsock.TransportSocket(sock),
+                    }
+                )
+                self._remove_reader(sock.fileno())
+                arguments = (protocol_factory, sock, sslcontext, server, backlog, *timeouts)
+                self.call_later(constants.ACCEPT_RETRY_DELAY, self._accept_again, sock, arguments)
+                return
+            if self._debug:
+                logger.debug("%r got a new connection from %r: %r", server, address, connection)
+            if sslcontext is not None:
+                extra = {"peername": address}
+                accept = self._accept_connection2(protocol_factory, connection, extra, sslcontext, server, *timeouts)
+                self.create_task(accept)
+                continue
+            protocol = None
+            try:
+                protocol = protocol_factory()
+                StreamTransport(self, connection, protocol, None, None, server, address)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                connection.close()
+                self.call_exception_handler(
+                    {
+                        "message": "Error on transport creation for incoming connection",
+                        "exception": error,
+                        "protocol": protocol,
+                    }
+                )
+
+    def _accept_again(self, sock: socket.socket, arguments: tuple[Any, ...]) -> None:
+        if sock.fileno() >= 0:  # the server was not closed meanwhile
+            self._start_serving(*arguments)
 
     # ---- transports
 
@@ -370,7 +484,6 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         extra: dict[str, Any] | None = None,
         server: base_events.Server | None = None,
     ) -> StreamTransport:
-        self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, extra, server)
 
     def _make_ssl_transport(
@@ -386,7 +499,6 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         server: base_events.Server | None = None,
         **timeouts: Any,
     ) -> asyncio.Transport:
-        self._ensure_fd_no_transport(rawsock)
         tls: Any = sslproto.SSLProtocol(
             self,
             protocol,
@@ -399,6 +511,12 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         StreamTransport(self, rawsock, tls, None, extra, server)
         transport: asyncio.Transport = tls._app_transport
         return transport
+
+    def close(self) -> None:
+        """As asyncio's. Sockets that were closed while a `sock_*` coroutine waited for them close now."""
+        if not self.is_closed() and not self.is_running():
+            self._release_waits()
+        super().close()
 
     # ---- wake-ups
 
@@ -448,7 +566,7 @@ class NotifyLoop(asyncio.SelectorEventLoop):
             notifications=counters.notifications,
             stale_notifications=counters.stale + self._selector.stale_notifications,
             posted=counters.posted,
-            registered=len(self._selector.interests),
+            registered=len(self._selector.get_map()),
             callback_latency=counters.busy_recent_ns / 1e9,
             callback_latency_max=counters.busy_longest_ns / 1e9,
             busy_time=counters.busy_ns / 1e9,

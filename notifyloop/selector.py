@@ -32,7 +32,9 @@ from notifyloop.port.registration import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from socket import socket
     from typing import Any
+    from weakref import ReferenceType
 
     from notifyloop.port.registration import HasFileno
 
@@ -65,20 +67,26 @@ OUT_OF_MEMORY = (
 
 
 class Interest:
-    """What is wanted of one descriptor, and the packed order that re-arms it."""
+    """What is wanted of one descriptor, and the packed order that re-arms it.
 
-    __slots__ = ("data", "enable", "events", "fd", "fileobj", "key")
+    One that has an owner rests while nothing is wanted of it: the port keeps the registration, disarmed, and no order
+    is needed until something is.
+    """
+
+    __slots__ = ("data", "drained", "enable", "events", "fd", "fileobj", "key", "owner")
 
     def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any) -> None:
         self.fileobj = fileobj
         self.fd = fd
         self.events = events
         self.data = data
+        self.owner: ReferenceType[Any] | None = None  # who tells before it closes the descriptor
+        self.drained = False  # of what there was to receive, as far as the owner knows
         self.key = next_generation()
-        self.enable = self.order(ENABLE)
+        self.enable = self.order() if events else b""
 
-    def order(self, operation: int) -> bytes:
-        return REGISTRATION.pack(self.fd, self.key, FILTERS[self.events], operation, LEVEL_ONESHOT, 0)
+    def order(self) -> bytes:
+        return REGISTRATION.pack(self.fd, self.key, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
@@ -91,7 +99,7 @@ class _InterestMap(Mapping["int | HasFileno", SelectorKey]):
         self._selector = selector
 
     def __len__(self) -> int:
-        return len(self._selector.interests)
+        return sum(1 for _ in self)
 
     def __getitem__(self, fileobj: int | HasFileno) -> SelectorKey:
         interest = self._selector.find(fileobj)
@@ -100,7 +108,7 @@ class _InterestMap(Mapping["int | HasFileno", SelectorKey]):
         return interest.selector_key()
 
     def __iter__(self) -> Iterator[int | HasFileno]:
-        return iter(self._selector.interests)
+        return iter([fd for fd, interest in self._selector.interests.items() if interest.events])
 
 
 class NotificationSelector(BaseSelector):
@@ -122,10 +130,11 @@ class NotificationSelector(BaseSelector):
 
     def find(self, fileobj: int | HasFileno) -> Interest | None:
         """The interest in a file object, also one that was closed and has lost its descriptor; None if
-        there is none.
+        there is none, or if it rests.
         """
         try:
-            return self.interests.get(descriptor_of(fileobj))
+            interest = self.interests.get(descriptor_of(fileobj))
+            return interest if interest is not None and interest.events else None
         except ValueError:
             for interest in self.interests.values():
                 if interest.fileobj is fileobj:
@@ -141,14 +150,15 @@ class NotificationSelector(BaseSelector):
         if not events or events & ~(EVENT_READ | EVENT_WRITE):
             raise ValueError(f"Invalid events: {events!r}")
         fd = descriptor_of(fileobj)
-        if fd in self.interests:
+        if self.find(fd) is not None:
             raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
         return self.watch(fileobj, fd, events, data).selector_key()
 
     def watch(self, fileobj: int | HasFileno, fd: int, events: int, data: Any) -> Interest:
-        """Register a descriptor that is not registered. Raises OSError, ValueError if the selector is
-        closed.
-        """
+        """Register a descriptor that nobody watches. Raises OSError, ValueError if the selector is closed."""
+        resting = self.interests.get(fd)
+        if resting is not None:
+            self.remove(resting)
         interest = Interest(fileobj, fd, events, data)
         self._apply(interest.enable)
         self.interests[fd] = interest
@@ -165,10 +175,37 @@ class NotificationSelector(BaseSelector):
         self.remove(interest)
         return interest.selector_key()
 
+    def adopt(self, sock: socket, owner: ReferenceType[Any]) -> Interest:
+        """The interest in a socket, for somebody who keeps it, and will call `forget` before he closes it, or be gone.
+        What he wants of it he says with `want`. What rests there of another socket is removed.
+        """
+        fd = sock.fileno()
+        interest = self.interests.get(fd)
+        if interest is not None and not interest.events and (interest.owner is None or interest.owner() is not sock):
+            self.remove(interest)
+            interest = None
+        if interest is None:
+            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None))
+            self.by_key[interest.key] = interest
+        interest.owner = owner
+        return interest
+
+    def want(self, interest: Interest, events: int, data: Any) -> None:
+        """Change what is wanted of a descriptor with an owner, nothing included. It is ordered with the next wait; if
+        it cannot be, the interest is called ready, so that the owner meets the error.
+        """
+        interest.data = data
+        if events != interest.events:
+            interest.events = events
+            interest.enable = interest.order() if events else b""
+        if events:
+            self.disarmed.append(interest)
+
     def remove(self, interest: Interest) -> None:
         """Take back a registration."""
         self.forget(interest)
-        self._batch.exchange(interest.order(REMOVE), 0, 0)  # fails only if it was closed: then it is gone already
+        # Fails only if the descriptor was closed: then it is gone already.
+        self._batch.exchange(REGISTRATION.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0)
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration without telling the port, because its descriptor is about to be closed."""
@@ -195,7 +232,7 @@ class NotificationSelector(BaseSelector):
         if events != interest.events:
             widened = events & ~interest.events
             interest.events = events
-            interest.enable = interest.order(ENABLE)
+            interest.enable = interest.order()
             if widened:
                 try:
                     self._apply(interest.enable)
@@ -230,11 +267,16 @@ class NotificationSelector(BaseSelector):
         batch = self._batch
         packets = batch.turn(packed, timeout)
         if batch.failures:
-            # A descriptor closed behind our back reports nothing more, as in every selector. But where only
-            # memory was short, nobody would ever hear of the socket again: call it ready, to be armed with the
-            # next wait.
-            packets += [(key, ERROR) for _, key, result in batch.failures if result in OUT_OF_MEMORY]
+            packets += [(key, ERROR) for _, key, result in batch.failures if self._must_hear(key, result)]
         return packets
+
+    def _must_hear(self, key: int, result: int) -> bool:
+        """A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
+        short, nobody would ever hear of the socket again, and an owner waits for its own: those are called ready, to
+        be armed with the next wait.
+        """
+        interest = self.by_key.get(key)
+        return interest is not None and (result in OUT_OF_MEMORY or interest.owner is not None)
 
     def ready(self, packets: Iterable[tuple[int, int]]) -> list[tuple[Interest, int]]:
         """The interests that packets report ready, and for what. The next wait arms them again."""

@@ -25,6 +25,7 @@ from asyncio.log import logger
 from asyncio.transports import _FlowControlMixin
 from collections import deque
 from itertools import islice
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["StreamTransport"]
 
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
-JOIN_UP_TO = 64 * 1024  # bytes; more is worth a call of its own
+HIGH_WATER = 64 * 1024  # bytes; asyncio's
+LOW_WATER = HIGH_WATER // 4
 
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
 
@@ -56,8 +58,10 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         "_conn_lost",
         "_empty_waiter",
         "_eof",
+        "_interest",
         "_last_write",
         "_paused",
+        "_peername",
         "_protocol",
         "_server",
         "_sock",
@@ -68,7 +72,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
 
     _loop: NotifyLoop
-    _extra: dict[str, Any]
+    _extra: dict[str, Any] | None
     _protocol_paused: bool
     _maybe_pause_protocol: Callable[[], None]
     _maybe_resume_protocol: Callable[[], None]
@@ -81,23 +85,19 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         server: base_events.Server | None = None,
+        peername: Any = None,
     ) -> None:
         self._sock: Any = None  # __del__ looks, also when this fails
-        super().__init__(extra, loop)
-        extra = self._extra
-        extra["socket"] = trsock.TransportSocket(sock)
-        try:
-            extra["sockname"] = sock.getsockname()
-        except OSError:
-            extra["sockname"] = None
-        if "peername" not in extra:
-            try:
-                extra["peername"] = sock.getpeername()
-            except OSError:
-                extra["peername"] = None
+        self._loop = loop
+        self._extra = extra
+        self._interest = loop._adopt(sock, self)
         self._sock = sock
         self._sock_fd = sock.fileno()
-        self._buffer: deque[bytes | memoryview] = deque()
+        self._peername = peername  # kept: once the peer is gone, the system does not know it any more
+        self._protocol_paused = False
+        self._high_water = HIGH_WATER
+        self._low_water = LOW_WATER
+        self._buffer: deque[bytes | memoryview] | tuple[()] = ()  # a deque only while there is something in it
         self._buffer_size = 0
         self._last_write = -1  # the turn of the last write that went to the socket at once
         self._conn_lost = 0  # then counts writes that come too late
@@ -112,15 +112,47 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 server._attach(self)  # type: ignore[attr-defined]
             else:
                 server._attach()  # type: ignore[attr-defined]
-        loop._transports[self._sock_fd] = self
         base_events._set_nodelay(sock)  # type: ignore[attr-defined]
+        loop.call_soon(self._begin, waiter, loop._handle(self._read_ready, ()))
 
-        loop.call_soon(self._protocol.connection_made, self)
-        loop.call_soon(self._start_reading)
+    def _begin(self, waiter: asyncio.Future[None] | None, reader: asyncio.Handle) -> None:
+        """The protocol's callbacks run in two contexts, as asyncio's: `reader` brings that of what is received."""
+        try:
+            self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._loop.call_exception_handler(
+                {
+                    "message": "Exception in callback connection_made",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+        if self.is_reading():
+            self._loop._want(self._interest, EVENT_READ, reader)
         if waiter is not None:
-            loop.call_soon(futures._set_result_unless_cancelled, waiter, None)  # type: ignore[attr-defined]
+            futures._set_result_unless_cancelled(waiter, None)  # type: ignore[attr-defined]
 
     # ---- what it is
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As asyncio's: "socket", "sockname" and "peername", found out when first asked for."""
+        extra = self._extra
+        if extra is None:
+            extra = self._extra = {"peername": self._peername} if self._peername else {}
+        if name not in extra and self._sock is not None:
+            try:
+                if name == "socket":
+                    extra[name] = trsock.TransportSocket(self._sock)
+                elif name == "sockname":
+                    extra[name] = self._sock.getsockname()
+                elif name == "peername":
+                    extra[name] = self._sock.getpeername()
+            except OSError:
+                extra[name] = None
+        return extra.get(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
@@ -149,21 +181,20 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     # ---- receiving
 
-    def _start_reading(self) -> None:
-        if self.is_reading():
-            self._loop._add_reader(self._sock_fd, self._read_ready)
-
     def pause_reading(self) -> None:
         if self._closing or self._paused:
             return
         self._paused = True
-        self._loop._remove_reader(self._sock_fd)
+        self._stop_reading()
 
     def resume_reading(self) -> None:
         if self._closing or not self._paused:
             return
         self._paused = False
-        self._loop._add_reader(self._sock_fd, self._read_ready)
+        self._loop._want(self._interest, EVENT_READ, self._loop._handle(self._read_ready, ()))
+
+    def _stop_reading(self) -> None:
+        self._loop._want(self._interest, EVENT_READ, None)
 
     def _read_ready(self) -> None:
         if self._conn_lost:
@@ -217,7 +248,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         if not keep_open:
             self.close()
         elif not self._closing:
-            self._loop._remove_reader(self._sock_fd)  # there is nothing more to read; writing goes on
+            self._stop_reading()  # there is nothing more to read; writing goes on
 
     # ---- sending
 
@@ -259,7 +290,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 if sent == data.nbytes:
                     return
             self._append(memoryview(data)[sent:] if type(data) is bytes else data[sent:])
-            self._loop._add_writer(self._sock_fd, self._write_ready)
+            self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, ()))
         self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Iterable[Data]) -> None:
@@ -286,7 +317,10 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             data = bytes(data)
         elif type(data) is memoryview:
             data = data.cast("B")
-        self._buffer.append(data)
+        if self._buffer:
+            self._buffer.append(data)
+        else:
+            self._buffer = deque((data,))
         self._buffer_size += len(data)
 
     def _too_late(self) -> None:
@@ -297,17 +331,19 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _flush(self) -> None:
         """Send what joined; wait for the socket if it does not take all."""
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
-            self._loop._add_writer(self._sock_fd, self._write_ready)
+            self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, ()))
 
     def _write_ready(self) -> None:
         if not self._conn_lost and self._send_buffer() and not self._buffer:
-            self._loop._remove_writer(self._sock_fd)
+            self._loop._want(self._interest, EVENT_WRITE, None)
 
     def _send_buffer(self) -> bool:
         """Send what the socket takes, and do what was waiting for it. Returns False if that ended the
         connection.
         """
         buffer = self._buffer
+        if TYPE_CHECKING:
+            assert isinstance(buffer, deque)
         try:
             sent = self._sock.send(buffer[0]) if len(buffer) == 1 else self._sock.sendmsg(islice(buffer, MOST_BUFFERS))
         except (BlockingIOError, InterruptedError):
@@ -326,8 +362,12 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 buffer.appendleft(memoryview(data)[sent:])
                 break
             sent -= len(data)
-        self._maybe_resume_protocol()  # may write more
         if not buffer:
+            self._buffer = ()
+        self._maybe_resume_protocol()  # may write more, or end it
+        if self._conn_lost:
+            return False
+        if not self._buffer:
             if self._empty_waiter is not None:
                 self._empty_waiter.set_result(None)
             if self._closing:
@@ -364,7 +404,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             return
         self._closing = True
         if self._buffer:
-            self._loop._remove_reader(self._sock_fd)
+            self._stop_reading()
         else:
             self._lose(None)
 
@@ -375,7 +415,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         if self._conn_lost:
             return
         self._closing = True
-        self._buffer.clear()
+        self._buffer = ()
         self._buffer_size = 0
         self._lose(error)
 
