@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, TypeVarTuple
 from notifyloop.handles import Handle, TimerHandle
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
-from notifyloop.sockets import SocketOperations
+from notifyloop.sockets import SocketOperations, Wait
 from notifyloop.statistics import Statistics
 from notifyloop.transports import StreamTransport
 
@@ -382,7 +382,9 @@ class NotifyLoop(SocketOperations):
         interest = None if self.is_closed() else self._selector.interests.get(fd)
         if interest is not None:
             for handle in interest.data:
-                if handle is not None:
+                if isinstance(handle, Wait):
+                    handle.abort()
+                elif handle is not None:
                     handle.cancel()
             interest.data = (None, None)
             interest.events = 0

@@ -19,6 +19,7 @@ import socket
 import weakref
 from asyncio import base_events
 from asyncio.exceptions import SendfileNotAvailableError
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
@@ -44,23 +45,26 @@ class Wait:
 
     def __init__(self, future: asyncio.Future[None], sock: Any, interest: Interest, event: int) -> None:
         self.future = future
-        self.sock = sock
+        self.sock: Any = sock if issubclass(type(sock), socket.socket) else None  # others close as they like
         self.interest = interest
         self.event = event
         self._cancelled = False
-        sock._io_refs += 1
+        if self.sock is not None:
+            self.sock._io_refs += 1
 
     def _run(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
 
     def cancel(self) -> None:
-        """Somebody else watches the descriptor from now on, or its transport is closing it."""
+        """Somebody else watches the descriptor now: as in asyncio, the coroutine waits until it is cancelled."""
+        self._cancelled = True
+
+    def abort(self) -> None:
+        """The transport whose socket it is closes it."""
         self._cancelled = True
         if not self.future.done():
-            self.future.set_exception(
-                ConnectionAbortedError(errno.ECONNABORTED, "the wait for this socket was ended by another owner")
-            )
+            self.future.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the transport was closed"))
 
     def release(self) -> None:
         """Let the socket close, if it is to. May be called twice."""
@@ -119,18 +123,17 @@ class SocketOperations(asyncio.SelectorEventLoop):
                 if isinstance(handle, Wait):
                     handle.release()
 
-    async def _when_ready(self, sock: socket.socket, event: int, operation: Callable[..., Any], *arguments: Any) -> Any:
+    async def _when_ready(self, sock: socket.socket, event: int, operation: Callable[[], Any]) -> Any:
         """The operation's result, once the socket does not block."""
         while True:
             wait = self._begin_wait(sock, event)
             try:
                 await wait.future
-            finally:
-                self._end_wait(wait)
-            try:
-                return operation(*arguments)
+                return operation()
             except (BlockingIOError, InterruptedError):
                 continue
+            finally:
+                self._end_wait(wait)
 
     def _is_drained(self, sock: socket.socket) -> bool:
         """Whether the last read returned less than there was room for. To try again at once would cost a system call
@@ -151,9 +154,9 @@ class SocketOperations(asyncio.SelectorEventLoop):
             try:
                 data: bytes = sock.recv(n)
             except (BlockingIOError, InterruptedError):
-                data = await self._when_ready(sock, EVENT_READ, sock.recv, n)
+                data = await self._when_ready(sock, EVENT_READ, lambda: sock.recv(n))
         else:
-            data = await self._when_ready(sock, EVENT_READ, sock.recv, n)
+            data = await self._when_ready(sock, EVENT_READ, lambda: sock.recv(n))
         self._note_read(sock, 0 < len(data) < n)
         return data
 
@@ -163,7 +166,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             return sock.recv_into(buf)
         except (BlockingIOError, InterruptedError):
-            count: int = await self._when_ready(sock, EVENT_READ, sock.recv_into, buf)
+            count: int = await self._when_ready(sock, EVENT_READ, lambda: sock.recv_into(buf))
             return count
 
     async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
@@ -172,7 +175,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             return sock.recvfrom(bufsize)
         except (BlockingIOError, InterruptedError):
-            received: tuple[bytes, Any] = await self._when_ready(sock, EVENT_READ, sock.recvfrom, bufsize)
+            received: tuple[bytes, Any] = await self._when_ready(sock, EVENT_READ, lambda: sock.recvfrom(bufsize))
             return received
 
     async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
@@ -182,7 +185,9 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             return sock.recvfrom_into(buf, nbytes)
         except (BlockingIOError, InterruptedError):
-            received: tuple[int, Any] = await self._when_ready(sock, EVENT_READ, sock.recvfrom_into, buf, nbytes)
+            received: tuple[int, Any] = await self._when_ready(
+                sock, EVENT_READ, lambda: sock.recvfrom_into(buf, nbytes)
+            )
             return received
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
@@ -196,7 +201,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
             return
         view = memoryview(data).cast("B")
         while sent < view.nbytes:
-            sent += await self._when_ready(sock, EVENT_WRITE, sock.send, view[sent:])
+            sent += await self._when_ready(sock, EVENT_WRITE, partial(sock.send, view[sent:]))
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
         """Send a datagram. Returns the number of bytes. Raises OSError."""
@@ -204,7 +209,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             return sock.sendto(data, address)
         except (BlockingIOError, InterruptedError):
-            count: int = await self._when_ready(sock, EVENT_WRITE, sock.sendto, data, address)
+            count: int = await self._when_ready(sock, EVENT_WRITE, lambda: sock.sendto(data, address))
             return count
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
@@ -213,7 +218,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             connection, address = sock.accept()
         except (BlockingIOError, InterruptedError):
-            connection, address = await self._when_ready(sock, EVENT_READ, sock.accept)
+            connection, address = await self._when_ready(sock, EVENT_READ, lambda: sock.accept())
         connection.setblocking(False)
         return connection, address
 
@@ -232,7 +237,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
             # A Unix socket whose peer's queue is full has not begun to connect, and nothing would tell when it could.
             if error.errno == errno.EAGAIN and sock.family not in RESOLVED:
                 raise
-        code = await self._when_ready(sock, EVENT_WRITE, sock.getsockopt, socket.SOL_SOCKET, socket.SO_ERROR)
+        code = await self._when_ready(sock, EVENT_WRITE, lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         if code:
             raise OSError(code, f"Connect call failed {address}")
 
@@ -251,7 +256,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
                 try:
                     sent = os.sendfile(*chunk)
                 except (BlockingIOError, InterruptedError):
-                    sent = await self._when_ready(sock, EVENT_WRITE, os.sendfile, *chunk)
+                    sent = await self._when_ready(sock, EVENT_WRITE, partial(os.sendfile, *chunk))
                 if not sent:
                     break
                 total += sent
