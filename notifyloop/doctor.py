@@ -1,7 +1,8 @@
 """``python -m notifyloop doctor``: what a report of a problem should say, and whether the port and the loop do their
 work on this machine.
 
-Nothing in here is secret: no paths, no names of users or hosts.
+The facts are fit to be published: no paths, no names of users or hosts. The traceback of a check that failed has
+paths in it.
 """
 
 from __future__ import annotations
@@ -123,7 +124,11 @@ def _reason() -> str:
     forced = os.environ.get("NOTIFYLOOP_PROVIDER")
     if forced:
         return f"NOTIFYLOOP_PROVIDER is {forced!r}"
-    return str(getattr(provider, "reason", None) or f"it is the one for {platform.system()}")
+    reason = getattr(provider, "reason", None)
+    if reason:
+        return str(reason)
+    known = getattr(provider, "PROVIDERS", [provider.provider.name])
+    return f"it is the first of {', '.join(known)} that works here" if len(known) > 1 else "there is no other here"
 
 
 def _system() -> str:
@@ -182,7 +187,7 @@ def _limits() -> Facts:
 
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         limits["descriptors"] = f"{now}, can be raised to {'any number' if most == resource.RLIM_INFINITY else most}"
-    if WATCHES.exists():
+    if sys.platform == "linux" and WATCHES.exists():
         limits["max_user_watches"] = int(WATCHES.read_text())
     limits["max_batch"] = completion_port.MAX_BATCH
     return limits
