@@ -63,6 +63,23 @@ def test_what_is_forced_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"NOTIFYLOOP_PROVIDER={provider.name}" in str(facts["environment"])
 
 
+def test_reason_of_the_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFYLOOP_PROVIDER", raising=False)
+    monkeypatch.setattr(doctor.provider, "PROVIDERS", ["winsock", "afd"], raising=False)
+    assert doctor.facts()["chosen_because"] == "it is the first of winsock, afd that works here"
+    monkeypatch.setattr(doctor.provider, "reason", "the call was found", raising=False)
+    assert doctor.facts()["chosen_because"] == "the call was found"
+
+
+@pytest.mark.parametrize(
+    ("locked", "words"), [(False, "free-threaded, "), (True, "free-threaded, but with the GIL switched on, ")]
+)
+def test_free_threaded_build_is_told(locked: bool, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: locked, raising=False)
+    assert str(doctor.facts()["python_build"]).startswith(words)
+
+
 def test_answer_that_the_system_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> str:
         raise PermissionError(13, "not for you")
