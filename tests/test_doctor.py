@@ -208,8 +208,8 @@ def not_closing(handle: Any) -> int:
 def test_broken_port_is_found(
     check: str, fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selftest, "PATIENCE", 0.3)
     assert selftest.examine(check, CHECKS[check]).traceback is None
+    monkeypatch.setattr(selftest, "PATIENCE", 0.3)
     fault(monkeypatch)
     outcome = selftest.examine(check, CHECKS[check])
     assert outcome.traceback is not None
