@@ -35,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     serve.set_defaults(run=_serve)
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="tell what a bug report should say, and test the port and the loop",
+        description="Print what a bug report should say, and try every operation of the port and of the loop. "
+        "The exit status is 1 if one failed.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
+
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
@@ -65,6 +74,16 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    # Not at the top: a server needs nothing of it.
+    from notifyloop.doctor import diagnose  # noqa: PLC0415
+
+    try:
+        return diagnose(as_json=options.json)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _fail(command: str, message: str, status: int) -> int:
