@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
 from typing import TYPE_CHECKING
 
-from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.abi import FULL_ENTRY, REGISTRATION
 from notifyloop.port.completion_port import CompletionPort
 from notifyloop.port.registration import (
     REGISTERED,
@@ -31,7 +31,7 @@ from notifyloop.port.registration import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from notifyloop.port.registration import HasFileno
@@ -56,6 +56,7 @@ READY = tuple(
     for events in range(256)
 )
 REMOVED = int(Event.REMOVE)
+WAKE_UP = 0  # the key of the packet that only ends a wait
 
 OUT_OF_MEMORY = (
     errno.ENOMEM,
@@ -114,6 +115,10 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
+        # What to call with the packets of other origins, by their completion key, which is not 0: with the address of
+        # the overlapped operation and the number posted or transferred. Called in the midst of `dequeue`, so it takes
+        # note of what came, raises nothing and calls nobody.
+        self.foreign: dict[int, Callable[[int, int], object]] = {}
         self._by_key: dict[int, Interest] = {}
         self._disarmed: list[Interest] = []
         self._batch = self.port.batch()
@@ -229,6 +234,7 @@ class NotificationSelector(BaseSelector):
         if batch.failures:
             self._not_armed(ready)
         by_key = self._by_key
+        foreign = False
         for key, events in dequeued:
             interest = by_key.get(key)
             if interest is not None:
@@ -236,9 +242,23 @@ class NotificationSelector(BaseSelector):
                 mask = READY[events & 255] & interest.events
                 if mask:
                     ready.append((interest, mask))
-            elif key & REGISTERED and not events & REMOVED:
+            elif not key & REGISTERED:
+                foreign = foreign or key != WAKE_UP
+            elif not events & REMOVED:
                 self.stale_notifications += 1
+        if foreign:
+            self._hand_on(len(dequeued))
         return ready
+
+    def _hand_on(self, count: int) -> None:
+        packets = list(FULL_ENTRY.iter_unpack(self._batch.entries[: count * FULL_ENTRY.size]))
+        for key, overlapped, _, value in packets:
+            if not key & REGISTERED and key != WAKE_UP:
+                handler = self.foreign.get(key)
+                if handler is None:
+                    self.stale_notifications += 1
+                else:
+                    handler(overlapped, value)
 
     def _not_armed(self, ready: list[tuple[Interest, int]]) -> None:
         """A descriptor closed behind our back reports nothing more, as in every selector. But where only
@@ -247,7 +267,7 @@ class NotificationSelector(BaseSelector):
         """
         for _, key, result in self._batch.failures:
             interest = self._by_key.get(key)
-            if interest is not None and result in OUT_OF_MEMORY:
+            if interest is not None and registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY:
                 self._disarmed.append(interest)
                 ready.append((interest, interest.events))
 
@@ -261,7 +281,7 @@ class NotificationSelector(BaseSelector):
         """End the wait of another thread, or the next one, early. Raises ValueError if the selector is
         closed.
         """
-        self.port.post(0)
+        self.port.post(WAKE_UP)
 
     def close(self) -> None:
         """Close the port. Descriptors stay open; closing twice is no error."""
