@@ -56,7 +56,7 @@ READY = tuple(
     for events in range(256)
 )
 REMOVED = int(Event.REMOVE)
-WAKE_UP = 0  # the key of the packet that only ends a wait
+WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
 OUT_OF_MEMORY = (
     errno.ENOMEM,
@@ -115,9 +115,9 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
-        # What to call with the packets of other origins, by their completion key, which is not 0: with the address of
-        # the overlapped operation and the number posted or transferred. Called in the midst of `dequeue`, so it takes
-        # note of what came, raises nothing and calls nobody.
+        # What to call with the packets of other origins, by their completion key: with the address of the overlapped
+        # operation and the number posted or transferred. Called in the midst of `dequeue`, so it takes note of what
+        # came, raises nothing and calls nobody.
         self.foreign: dict[int, Callable[[int, int], object]] = {}
         self._by_key: dict[int, Interest] = {}
         self._disarmed: list[Interest] = []
