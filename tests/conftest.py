@@ -1,7 +1,7 @@
 """Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop if installed, on ours.
 
-Tests that cannot hold everywhere say so: `pytest.mark.only(*traits, reason=...)` and `pytest.mark.never(*traits, reason=...)`,
-with the traits of `traits()`.
+Tests that cannot hold everywhere say so: `pytest.mark.only(*traits, reason=...)` and
+`pytest.mark.never(*traits, reason=...)`, with the traits of `find_traits()`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if importlib.util.find_spec("uvloop"):
 
 
 @functools.cache
-def traits() -> set[str]:
+def find_traits() -> set[str]:
     """What can be said of the system that the tests run on, and of the port's provider."""
     traits = {provider.name, "windows" if sys.platform == "win32" else sys.platform}
     if sys.platform == "win32":
@@ -54,6 +54,11 @@ def traits() -> set[str]:
     return traits
 
 
+@pytest.fixture
+def traits() -> set[str]:
+    return find_traits()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(*traits, reason): the test holds only where these are all true")
     config.addinivalue_line("markers", "never(*traits, reason): the test does not hold where one of these is true")
@@ -62,10 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("only"):
-            if not set(mark.args) <= traits():
+            if not set(mark.args) <= find_traits():
                 item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
         for mark in item.iter_markers("never"):
-            if set(mark.args) & traits():
+            if set(mark.args) & find_traits():
                 item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
 
 

@@ -115,7 +115,14 @@ def test_the_meaning_of_a_result_on_linux() -> None:
 @pytest.mark.only("windows", reason="a result is an error code of Windows there")
 @pytest.mark.parametrize(
     ("result", "number"),
-    [(8, errno.ENOMEM), (50, errno.ENOTSUP), (87, errno.EINVAL), (183, errno.EEXIST), (1168, errno.ENOENT), (10038, errno.ENOTSOCK)],
+    [
+        (8, errno.ENOMEM),
+        (50, errno.ENOTSUP),
+        (87, errno.EINVAL),
+        (183, errno.EEXIST),
+        (1168, errno.ENOENT),
+        (10038, errno.ENOTSOCK),
+    ],
 )
 def test_the_meaning_of_a_result_on_windows(result: int, number: int) -> None:
     found, meaning = provider.describe(result)
