@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
 from typing import TYPE_CHECKING
 
-from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.abi import FULL_ENTRY, REGISTRATION
 from notifyloop.port.completion_port import CompletionPort
 from notifyloop.port.registration import (
     REGISTERED,
@@ -31,7 +31,7 @@ from notifyloop.port.registration import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from socket import socket
     from typing import Any
     from weakref import ReferenceType
@@ -59,6 +59,7 @@ READY = tuple(
 )
 ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
+WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
 OUT_OF_MEMORY = (
     errno.ENOMEM,
@@ -125,6 +126,11 @@ class NotificationSelector(BaseSelector):
         self.stale_notifications = 0
         self.by_key: dict[int, Interest] = {}
         self.disarmed: list[Interest] = []
+        # What to call with the packets of other origins, by their completion key: with the address of the overlapped
+        # operation and the number posted or transferred. Called in the midst of a turn, so it takes note of what came,
+        # raises nothing and calls nobody.
+        self.foreign: dict[int, Callable[[int, int], object]] = {}
+        self._unread = 0  # packets dequeued last, while those of other origins among them were not handed on
         self._batch = self.port.batch()
         self._map: _InterestMap | None = _InterestMap(self)
 
@@ -266,6 +272,7 @@ class NotificationSelector(BaseSelector):
             disarmed.clear()
         batch = self._batch
         packets = batch.turn(packed, timeout)
+        self._unread = len(packets)
         if batch.failures:
             packets += [(key, ERROR) for _, key, result in batch.failures if self._must_hear(key, result)]
         return packets
@@ -276,7 +283,9 @@ class NotificationSelector(BaseSelector):
         be armed with the next wait.
         """
         interest = self.by_key.get(key)
-        return interest is not None and (result in OUT_OF_MEMORY or interest.owner is not None)
+        return interest is not None and (
+            registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
+        )
 
     def ready(self, packets: Iterable[tuple[int, int]]) -> list[tuple[Interest, int]]:
         """The interests that packets report ready, and for what. The next wait arms them again."""
@@ -293,9 +302,25 @@ class NotificationSelector(BaseSelector):
         return ready
 
     def unknown(self, key: int, events: int) -> None:
-        """Take note of a packet that is nobody's: a wake-up, a notice of removal, or one that comes too late."""
-        if key & REGISTERED and not events & REMOVED:
+        """Take note of a packet that no interest has: a wake-up, a notice of removal, one that comes too late, or one
+        of another origin.
+        """
+        if not key & REGISTERED:
+            if key != WAKE_UP and self._unread:
+                self._hand_on()
+        elif not events & REMOVED:
             self.stale_notifications += 1
+
+    def _hand_on(self) -> None:
+        """All of the last batch at once, for a pair of key and number does not tell which operation has ended."""
+        size, self._unread = self._unread * FULL_ENTRY.size, 0
+        for key, overlapped, _, value in FULL_ENTRY.iter_unpack(bytes(self._batch.entries[:size])):
+            if not key & REGISTERED and key != WAKE_UP:
+                handler = self.foreign.get(key)
+                if handler is None:
+                    self.stale_notifications += 1
+                else:
+                    handler(overlapped, value)
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """As `selectors.BaseSelector.select`; waits with the resolution of nanoseconds where the system
@@ -308,7 +333,7 @@ class NotificationSelector(BaseSelector):
         """End the wait of another thread, or the next one, early. Raises ValueError if the selector is
         closed.
         """
-        self.port.post(0)
+        self.port.post(WAKE_UP)
 
     def close(self) -> None:
         """Close the port. Descriptors stay open; closing twice is no error."""

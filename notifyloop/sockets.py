@@ -218,7 +218,7 @@ class SocketOperations(asyncio.SelectorEventLoop):
         try:
             connection, address = sock.accept()
         except (BlockingIOError, InterruptedError):
-            connection, address = await self._when_ready(sock, EVENT_READ, lambda: sock.accept())
+            connection, address = await self._when_ready(sock, EVENT_READ, sock.accept)
         connection.setblocking(False)
         return connection, address
 

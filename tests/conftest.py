@@ -1,14 +1,24 @@
-"""Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop if installed, on ours."""
+"""Tests of the loop state asyncio's behaviour: each runs on the stock loop, on uvloop if installed, on ours.
+
+Tests that cannot hold everywhere say so: `pytest.mark.only(*traits, reason=...)` and
+`pytest.mark.never(*traits, reason=...)`, with the traits of `find_traits()`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
+import os
+import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 import notifyloop
+from notifyloop.port import CompletionPort, Registration, Trigger
+from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +31,47 @@ if importlib.util.find_spec("uvloop"):
     import uvloop
 
     FACTORIES["uvloop"] = uvloop.new_event_loop
+
+
+@functools.cache
+def find_traits() -> set[str]:
+    """What can be said of the system that the tests run on, and of the port's provider."""
+    traits = {provider.name, "windows" if sys.platform == "win32" else sys.platform}
+    if sys.platform == "win32":
+        import ctypes  # noqa: PLC0415
+
+        if hasattr(ctypes.WinDLL("ntdll"), "wine_get_version"):
+            traits.add("wine")
+        if os.environ.get("NOTIFYLOOP_WINSOCK_DLL"):
+            traits.add("double")  # of the native call
+    if hasattr(socket, "AF_UNIX"):
+        traits.add("unix sockets")
+    with CompletionPort() as port, socket.socket() as sock:
+        registration = Registration(sock, trigger=Trigger.EDGE | Trigger.ONESHOT)
+        port.process([registration], max_notifications=0)
+        if not registration.result:
+            traits.add("edges")
+    return traits
+
+
+@pytest.fixture
+def traits() -> set[str]:
+    return find_traits()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(*traits, reason): the test holds only where these are all true")
+    config.addinivalue_line("markers", "never(*traits, reason): the test does not hold where one of these is true")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("only"):
+            if not set(mark.args) <= find_traits():
+                item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
+        for mark in item.iter_markers("never"):
+            if set(mark.args) & find_traits():
+                item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
 
 
 def pytest_asyncio_loop_factories(

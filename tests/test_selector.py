@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Pair = tuple[socket.socket, socket.socket]
 
 
+# `select` of Windows is no more than a loop's need, and refuses much that the selectors of other systems take.
 @pytest.fixture(params=[selectors.DefaultSelector, NotificationSelector], ids=["standard", "notifyloop"])
 def selector(request: pytest.FixtureRequest) -> Iterator[selectors.BaseSelector]:
     with request.param() as selector:

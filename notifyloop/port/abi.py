@@ -93,6 +93,14 @@ DWORD ProcessSocketNotifications(HANDLE port,
                                  UINT32 *receivedEntryCount);
 """
 
+# Windows' own way to wait on a port, which hands out all packets as they are.
+WINDOWS_FUNCTIONS = """
+BOOL GetQueuedCompletionStatusEx(HANDLE port, OVERLAPPED_ENTRY *entries, ULONG count, ULONG *removed, DWORD timeoutMs,
+                                 BOOL alertable);
+
+DWORD GetLastError(void);
+"""
+
 # Ours. Winsock counts milliseconds; Linux can wait for nanoseconds, and an event loop's timers profit. A
 # negative timeout is INFINITE. The packed form is the same call once more, for callers to whom an argument and a
 # result are dear: the registrations are bytes that nobody changes, their results come apart, and what it returns is

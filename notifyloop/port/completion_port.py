@@ -28,6 +28,7 @@ ffi = provider.ffi
 lib = provider.lib
 
 MAX_BATCH = 512  # what one call dequeues at most
+GONE = (errno.ENOENT, errno.EBADF, errno.ENOTSOCK)  # what a removal fails with if nothing is left to remove
 NOTHING_CHANGED = -1  # the result of each registration of a call that failed as a whole
 
 
@@ -187,7 +188,7 @@ class CompletionPort:
                         if previous is not None and previous.generation in self._live:
                             self._by_socket[socket] = previous
                 elif operation == Operation.REMOVE and previous is registration and result:
-                    if provider.describe(result)[0] == errno.ENOENT:  # no notice will come
+                    if provider.describe(result)[0] in GONE:  # no notice will come
                         self._live.pop(registration.generation, None)
                     else:
                         self._by_socket.setdefault(socket, registration)
@@ -248,6 +249,32 @@ class CompletionPort:
             if ffi.errno == errno.ENOMEM:
                 raise MemoryError("out of memory for a posted packet")
             raise ValueError("the completion port is closed")
+
+    def associate(self, file: int, key: int) -> None:
+        """Have the completions of a file's overlapped operations come to this port: on Windows, for a file that
+        was opened for such, by its operating system handle.
+
+        They come out of `process` as notifications with this `key` (see `post` for the range), the number of
+        bytes as `value` and the address of the OVERLAPPED structure as `overlapped`; how the operation ended is
+        in that structure. A file stays associated until it is closed. Raises OSError if the system refuses,
+        which Linux always does, ValueError for keys out of range or if the port is closed.
+        """
+        if not 0 <= key < REGISTERED:
+            raise ValueError(f"key must be from 0 to {REGISTERED - 1}, not {key!r}")
+        handle = self._handle
+        if handle is None:
+            raise ValueError("the completion port is closed")
+        if lib.CreateIoCompletionPort(ffi.cast("HANDLE", file), handle, key, 0) == ffi.NULL:
+            raise OSError(ffi.errno, f"{os.strerror(ffi.errno)}: cannot associate file {file} with the completion port")
+
+    @property
+    def handle(self) -> int:
+        """Windows' handle of the port, for other calls of Windows that queue packets. Good until the port is
+        closed. Raises ValueError if it is, OSError on Linux, where a port has none.
+        """
+        if self._handle is None:
+            raise ValueError("the completion port is closed")
+        return provider.system_handle(self._handle)
 
     def batch(self, capacity: int = MAX_BATCH) -> Batch:
         """Buffers for raw calls by one thread, for programs that pack their own registrations and keep

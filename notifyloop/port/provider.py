@@ -1,7 +1,56 @@
-"""Which provider answers the calls. Nothing above this module asks."""
+"""Which provider answers the calls. Nothing above this module asks.
+
+NOTIFYLOOP_PROVIDER, in the environment, forces one: for tests, and to find out whose fault it is.
+"""
 
 from __future__ import annotations
 
-from notifyloop.port import epoll as provider
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
-__all__ = ["provider"]
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Provider", "provider"]
+
+# In the order of preference. A module whose system calls are missing raises ImportError.
+PROVIDERS = {"linux": ["epoll"], "win32": ["winsock", "afd"]}.get(sys.platform, [])
+
+
+class Provider(Protocol):
+    """What the module of a provider offers."""
+
+    name: str
+    ffi: Any
+    lib: Any
+
+    @staticmethod
+    def describe(result: int) -> tuple[int, str]:
+        """The errno of a registration's result, and what it means."""
+
+    @staticmethod
+    def system_handle(port: Any) -> int:
+        """The operating system's handle of a port. Raises OSError where it has none."""
+
+
+def choose() -> Provider:
+    forced = os.environ.get("NOTIFYLOOP_PROVIDER")
+    if forced and forced not in PROVIDERS:
+        known = " or ".join(PROVIDERS) or "none"
+        raise ImportError(
+            f"NOTIFYLOOP_PROVIDER={forced}: notifyloop has no such provider on {sys.platform}, but {known}"
+        )
+    missing = []
+    for name in [forced] if forced else PROVIDERS:
+        try:
+            return cast("Provider", import_module(f"notifyloop.port.{name}"))
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+    raise ImportError(
+        f"notifyloop cannot run on this system ({sys.platform}): " + ("; ".join(missing) or "no provider")
+    )
+
+
+provider = choose()

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import struct
+import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[socket.socket, socket.socket]
 
-LINGER_NOT = struct.pack("ii", 1, 0)
+LINGER_NOT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Network:
@@ -60,6 +61,11 @@ class Network:
         ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
         return self.adopt(ours), self.adopt(theirs)
 
+    def any_pair(self) -> Pair:
+        """Two ends of whatever the system connects fastest."""
+        ours, theirs = socket.socketpair()
+        return self.adopt(ours), self.adopt(theirs)
+
     def udp(self) -> socket.socket:
         sock = self.adopt(socket.socket(type=socket.SOCK_DGRAM))
         sock.bind(("127.0.0.1", 0))
@@ -68,7 +74,15 @@ class Network:
     def reuse(self, descriptor: int) -> socket.socket:
         """A new datagram socket under a descriptor that is free."""
         sock = self.udp()
-        if sock.fileno() != descriptor:
+        if sys.platform == "win32":  # which gives out the lowest that is free, sooner or later
+            others = []
+            while sock.fileno() != descriptor:
+                assert len(others) < 1000, f"{descriptor} is not given out again"
+                others.append(sock)
+                sock = self.udp()
+            for other in others:
+                other.close()
+        elif sock.fileno() != descriptor:
             os.dup2(sock.fileno(), descriptor, inheritable=False)
             sock.close()
             sock = self.adopt(socket.socket(fileno=descriptor))
@@ -105,7 +119,8 @@ class Network:
     @staticmethod
     def until_writable(*sockets: socket.socket | int) -> None:
         for sock in sockets:
-            assert select.select([], [sock], [], 10)[1], f"{sock} did not become writable"
+            # Windows calls a connection that failed exceptional.
+            assert any(select.select([], [sock], [sock], 10)), f"{sock} did not become writable"
 
     def shut_down(self) -> None:
         self._open.close()

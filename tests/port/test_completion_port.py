@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import math
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +17,7 @@ import pytest
 
 from notifyloop.port import CompletionPort, Event, Notification, Operation, Registration, Trigger
 from notifyloop.port.batch import Batch
+from notifyloop.port.provider import provider
 from notifyloop.port.registration import REGISTERED
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ PERSISTENT = Trigger.LEVEL | Trigger.PERSISTENT
 
 def unused_descriptor() -> int:
     """One that was open a moment ago, and too high to be opened again by accident."""
-    descriptor = fcntl.fcntl(0, fcntl.F_DUPFD, 1000)
-    os.close(descriptor)
-    return descriptor
+    sockets = [socket.socket() for _ in range(100)]
+    descriptors = [sock.fileno() for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return max(descriptors)
 
 
 class TestProcess:
@@ -235,33 +238,40 @@ class TestPost:
         assert port.process(timeout=10) == [Notification(raw, Event.OUT, None, Event.OUT, 0)]
 
 
-BAD_DESCRIPTORS: dict[str, tuple[Callable[[], int], type[OSError], int]] = {
-    "closed": (unused_descriptor, OSError, errno.EBADF),
-    "never opened": (lambda: 1_000_000, OSError, errno.EBADF),
-    "the greatest int": (lambda: 2**31 - 1, OSError, errno.EBADF),
-    "more than an int": (lambda: 2**31, OSError, errno.EBADF),
-    "the greatest SOCKET": (lambda: 2**64 - 1, OSError, errno.EBADF),
+# Windows does not tell what is no socket from what is nothing.
+NO_SOCKET = errno.ENOTSOCK if sys.platform == "win32" else errno.EBADF
+NOT_TO_BE_WATCHED = errno.ENOTSOCK if sys.platform == "win32" else errno.EPERM
+
+BAD_DESCRIPTORS: dict[str, Callable[[], int]] = {
+    "closed": unused_descriptor,
+    "never opened": lambda: 1_000_000,
+    "the greatest int": lambda: 2**31 - 1,
+    "more than an int": lambda: 2**31,
+    "the greatest SOCKET": lambda: 2**64 - 1,
 }
+
+
+knows_sockets = pytest.mark.only("epoll", reason="nowhere else it is known that a socket is registered already")
 
 
 class TestBadInput:
     @pytest.mark.parametrize("kind", BAD_DESCRIPTORS)
-    def test_descriptors(self, port: CompletionPort, kind: str) -> None:
-        make, exception, number = BAD_DESCRIPTORS[kind]
-        descriptor = make()
-        self.refused(port, Registration(descriptor), exception, number, f"descriptor {descriptor}")
+    def test_descriptors(self, port: CompletionPort, network: Network, kind: str) -> None:
+        self.refused(port, network, Registration(BAD_DESCRIPTORS[kind]()), NO_SOCKET)
 
-    def test_a_regular_file(self, port: CompletionPort, tmp_path: Path) -> None:
+    def test_a_regular_file(self, port: CompletionPort, network: Network, tmp_path: Path) -> None:
         with (tmp_path / "file").open("wb") as file:
-            self.refused(port, Registration(file), PermissionError, errno.EPERM, f"descriptor {file.fileno()}")
+            self.refused(port, network, Registration(file), NOT_TO_BE_WATCHED)
 
-    def test_a_socket_registered_twice(self, port: CompletionPort, pair: Pair) -> None:
+    @knows_sockets
+    def test_a_socket_registered_twice(self, port: CompletionPort, network: Network, pair: Pair) -> None:
         first, second = Registration(pair[0], "first", Event.OUT), Registration(pair[0], "second", Event.OUT)
         port.enable(first)
-        self.refused(port, second, FileExistsError, errno.EEXIST, f"descriptor {pair[0].fileno()}")
+        self.refused(port, network, second, errno.EEXIST)
         port.enable(first)
         assert [notification.key for notification in port.process(timeout=10)] == ["first"]
 
+    @knows_sockets
     def test_a_socket_registered_twice_in_one_batch(self, port: CompletionPort, pair: Pair) -> None:
         first, second = Registration(pair[0], "first", Event.OUT), Registration(pair[0], "second", Event.OUT)
         assert [notification.key for notification in port.process([first, second], timeout=10)] == ["first"]
@@ -269,11 +279,14 @@ class TestBadInput:
         port.remove(first)
         assert [notification.key for notification in port.process(timeout=10)] == ["first"]
 
-    def test_a_socket_registered_twice_while_the_first_is_disarmed(self, port: CompletionPort, pair: Pair) -> None:
+    @knows_sockets
+    def test_a_socket_registered_twice_while_the_first_is_disarmed(
+        self, port: CompletionPort, network: Network, pair: Pair
+    ) -> None:
         first, second = Registration(pair[0], "first", Event.OUT), Registration(pair[0], "second", Event.OUT)
         assert len(port.process([first], timeout=10)) == 1
         assert port.process() == []  # the kernel reported it, which was withheld
-        self.refused(port, second, FileExistsError, errno.EEXIST, f"descriptor {pair[0].fileno()}")
+        self.refused(port, network, second, errno.EEXIST)
         port.enable(first)
         assert [notification.key for notification in port.process(timeout=10)] == ["first"]
 
@@ -297,14 +310,12 @@ class TestBadInput:
         assert port.process() == []
 
     @pytest.mark.parametrize("trigger", [Trigger(0), Trigger.LEVEL, Trigger.LEVEL | Trigger.EDGE | Trigger.ONESHOT])
-    def test_triggers(self, port: CompletionPort, pair: Pair, trigger: Trigger) -> None:
-        registration = Registration(pair[0], trigger=trigger)
-        self.refused(port, registration, OSError, errno.EINVAL, f"descriptor {pair[0].fileno()}")
+    def test_triggers(self, port: CompletionPort, network: Network, pair: Pair, trigger: Trigger) -> None:
+        self.refused(port, network, Registration(pair[0], trigger=trigger), errno.EINVAL)
 
     @pytest.mark.parametrize("events", [Event.ERR, Event.IN | Event.REMOVE])
-    def test_filters(self, port: CompletionPort, pair: Pair, events: Event) -> None:
-        registration = Registration(pair[0], events=events)
-        self.refused(port, registration, OSError, errno.EINVAL, f"descriptor {pair[0].fileno()}")
+    def test_filters(self, port: CompletionPort, network: Network, pair: Pair, events: Event) -> None:
+        self.refused(port, network, Registration(pair[0], events=events), errno.EINVAL)
 
     @pytest.mark.parametrize("timeout", [-1, -1e-9, math.nan, -math.inf])
     def test_negative_timeouts(self, port: CompletionPort, pair: Pair, timeout: float) -> None:
@@ -340,21 +351,17 @@ class TestBadInput:
                 call()
 
     @staticmethod
-    def refused(
-        port: CompletionPort, registration: Registration, exception: type[OSError], number: int, names: str
-    ) -> None:
+    def refused(port: CompletionPort, network: Network, registration: Registration, number: int) -> None:
         """The registration fails with this error; a batch around it goes through, and the port stays usable."""
-        with pytest.raises(exception, match=f"cannot ENABLE the registration of {names}") as caught:
+        what = f"cannot ENABLE the registration of descriptor {registration.socket}"
+        with pytest.raises(type(OSError(number, "")), match=what) as caught:
             port.enable(registration)
         assert caught.value.errno == number
-        reading, writing = os.pipe2(os.O_NONBLOCK)
-        other = Registration(writing, "other", Event.OUT)
+        other = Registration(network.udp(), "other", Event.OUT)
         assert "other" in {notification.key for notification in port.process([registration, other], timeout=10)}
-        assert (registration.result, other.result) == (number, 0)
+        assert (provider.describe(registration.result)[0], other.result) == (number, 0)
         port.remove(other)
         assert "other" in {notification.key for notification in port.process(timeout=10)}
-        os.close(reading)
-        os.close(writing)
 
 
 class TestClose:
@@ -390,6 +397,7 @@ class TestClose:
         with CompletionPort() as successor:
             assert successor.process() == []
 
+    @pytest.mark.only("linux", reason="its descriptors can be listed")
     def test_gives_back_its_descriptors(self) -> None:
         before = os.listdir("/proc/self/fd")
         for _ in range(100):
@@ -408,6 +416,7 @@ class TestClose:
         for port in ports:
             port.close()
 
+    @pytest.mark.only("linux", reason="Windows does not run out of handles")
     def test_without_descriptors_left_there_is_no_port(self) -> None:
         program = """
             import errno, os, resource
@@ -454,12 +463,19 @@ class TestCounters:
         assert counters.re_arms == 1
         assert counters.posted == 1
         assert counters.notifications == 3
-        assert counters.withheld == 2
         assert counters.stale == 0
         assert counters.rebuilds == 0
         assert counters.waiting_ns > 0
         assert counters.busy_ns > 0
         assert counters.busy_longest_ns <= counters.busy_ns
+
+    @pytest.mark.only("epoll", reason="which leaves armed what was reported")
+    def test_count_what_was_withheld(self, port: CompletionPort, pair: Pair) -> None:
+        port.process([Registration(pair[0], events=Event.OUT)], timeout=10)
+        port.process()
+        port.process()
+        counters = port.counters()
+        assert (counters.notifications, counters.withheld) == (1, 1)
 
     def test_are_each_port_s_own(self, port: CompletionPort) -> None:
         port.post(1)
@@ -488,13 +504,14 @@ class TestCost:
             after.notifications - before.notifications,
         )
 
+    @pytest.mark.only("epoll", reason="every re-arm is told to Windows")
     def test_re_arming_does_not_tell_the_kernel(self, port: CompletionPort, pair: Pair) -> None:
         assert self.exchange(port, pair, 1000) == (1000, 1000, 1, 1000)
 
     def test_does_not_depend_on_how_many_are_registered(self, port: CompletionPort, network: Network) -> None:
         few = self.exchange(port, network.pair(), 100)
         for _ in range(500):
-            port.process([Registration(end) for end in network.unix_pair()], max_notifications=0)
+            port.enable(Registration(network.udp()))
         assert self.exchange(port, network.pair(), 100) == few
 
     def test_a_batch_is_one_call(self, port: CompletionPort, network: Network) -> None:
@@ -504,6 +521,7 @@ class TestCost:
         after = port.counters()
         assert (after.calls - before.calls, after.kernel_waits - before.kernel_waits) == (1, 1)
 
+    @pytest.mark.only("epoll", reason="every enabling is told to Windows")
     def test_disabling_what_does_not_fire_does_not_tell_the_kernel(self, port: CompletionPort, pair: Pair) -> None:
         registration = Registration(pair[0])
         port.enable(registration)
@@ -514,6 +532,7 @@ class TestCost:
         assert port.counters().kernel_changes == before
 
 
+@pytest.mark.only("linux", reason="there is no fork")
 def test_a_forked_child_can_only_close_an_inherited_port() -> None:
     program = """
         import os, socket

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop.port import CompletionPort, Event, Operation, Registration, Trigger
+from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
     from conftest import Network, Pair
@@ -161,7 +162,15 @@ class TestP3Error:
         assert port.process() == []
         network.reset(pair[1])
         assert events_of(port, registration) & Event.ERR
-        assert pair[0].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+    @pytest.mark.never("wine", reason="a poll takes the error away there")
+    def test_its_reason_can_be_read(self, port: CompletionPort, network: Network, pair: Pair) -> None:
+        registration = Registration(pair[0])
+        port.enable(registration)
+        network.reset(pair[1])
+        assert events_of(port, registration) & Event.ERR
+        with pytest.raises(ConnectionResetError):
+            pair[0].recv(1)
 
     @every_filter
     def test_a_reset_before_enable(self, port: CompletionPort, network: Network, pair: Pair, events: Event) -> None:
@@ -256,11 +265,13 @@ class TestP5Close:
             assert events_of(port, registration) == Event.OUT
         pair[0].close()
         network.until_readable(pair[1])
+        for notification in port.process():  # one that was on its way
+            assert notification.events == Event.OUT
         assert port.process() == []
 
     def test_the_descriptor_is_reused_unregistered(self, port: CompletionPort, network: Network) -> None:
         for turn in range(20):
-            with network.unix_pair()[0] as ours:
+            with network.any_pair()[0] as ours:
                 registration = Registration(ours, turn, Event.OUT)
                 port.enable(registration)
                 assert events_of(port, registration) == Event.OUT
@@ -377,6 +388,7 @@ class TestP8Datagrams:
             assert self.never(port, registration) == Event.IN | Event.OUT
             assert ours.recv(10) == datagram
 
+    @pytest.mark.never("wine", reason="nobody is told there that a datagram was refused")
     @both_levels
     def test_an_unreachable_peer(self, port: CompletionPort, network: Network, trigger: Trigger) -> None:
         ours, theirs = network.udp(), network.udp()
@@ -404,6 +416,7 @@ class TestP8Datagrams:
             assert port.process(timeout=0.001) == []
             assert port.counters().kernel_waits <= withheld + 2  # it is not reported all the time
 
+    @pytest.mark.only("unix sockets", reason="there are none")
     @both_levels
     def test_unix_datagrams(self, port: CompletionPort, network: Network, trigger: Trigger) -> None:
         ours, theirs = network.unix_pair(socket.SOCK_DGRAM)
@@ -486,7 +499,7 @@ class TestP12Results:
     def test_results_are_those_of_the_last_call(self, port: CompletionPort, pair: Pair) -> None:
         registration = Registration(pair[0], operation=Operation.REMOVE)
         port.process([registration])
-        assert registration.result == errno.ENOENT
+        assert provider.describe(registration.result)[0] == errno.ENOENT
         registration.operation = Operation.ENABLE
         port.process([registration])
         assert registration.result == 0

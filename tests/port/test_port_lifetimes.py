@@ -79,6 +79,7 @@ class TestClosed:
         gc.collect()
         assert alive() is None
 
+    @pytest.mark.only("epoll", reason="Windows knows a socket by its number alone")
     def test_re_arming_a_closed_socket_does_not_register_its_successor(
         self, port: CompletionPort, network: Network
     ) -> None:
@@ -107,6 +108,7 @@ class TestClosed:
         assert keys(port) == ["successor"]
 
 
+@pytest.mark.only("epoll", reason="epoll watches descriptors, Windows sockets")
 class TestDuplicates:
     """epoll goes on reporting a closed descriptor as long as a duplicate of it lives; the port does not."""
 

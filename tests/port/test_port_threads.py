@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ EXIT = 2**32 - 1  # the key of the packet that each thread posts again when it e
 PERSISTENT = Trigger.LEVEL | Trigger.PERSISTENT
 EDGE = Trigger.EDGE | Trigger.PERSISTENT
 
+edges = pytest.mark.only("edges", reason="AFD cannot report edges, so this provider refuses them")
 pytestmark = pytest.mark.timeout(HAMMER_SECONDS + 120)
 
 
@@ -95,7 +97,7 @@ class TestOneShotGoesToOneThread:
     def test_which_owns_the_socket_until_it_re_arms_it(
         self, port: CompletionPort, network: Network, crew: Crew, batch: int
     ) -> None:
-        pairs = [network.unix_pair(socket.SOCK_SEQPACKET) for _ in range(self.SOCKETS)]
+        pairs = [network.any_pair() for _ in range(self.SOCKETS)]
         clients = [self.Client(ours) for ours, _ in pairs]
         left = threading.Semaphore(0)
 
@@ -207,7 +209,7 @@ class TestChangesWhileOthersWait:
         until(lambda: len(found) == 1)
         assert found[0].events == Event.OUT
 
-    @pytest.mark.parametrize("trigger", [Trigger.LEVEL | Trigger.ONESHOT, PERSISTENT, EDGE])
+    @pytest.mark.parametrize("trigger", [Trigger.LEVEL | Trigger.ONESHOT, PERSISTENT, pytest.param(EDGE, marks=edges)])
     def test_disable(
         self, port: CompletionPort, network: Network, pair: Pair, found: list[Notification], trigger: Trigger
     ) -> None:
@@ -226,6 +228,7 @@ class TestChangesWhileOthersWait:
         until(lambda: len(found) == 1000)
         assert sorted(notification.key for notification in found) == list(range(1000))
 
+    @pytest.mark.only("epoll", reason="epoll watches descriptors, Windows sockets")
     def test_a_surviving_duplicate(self, port: CompletionPort, network: Network, found: list[Notification]) -> None:
         """Waiting threads move to the new set when it is built."""
         ours, theirs = network.unix_pair()
@@ -343,6 +346,11 @@ class TestClose:
             assert port.closed
 
 
+LIVES = ["removed", "closed", "closed at once"]
+if sys.platform != "win32":
+    LIVES.append("handed on")  # Windows cannot open a socket under a number of one's choice
+
+
 class Owner:
     """Whoever registered a socket. Nothing is ever sent to the silent ones: what reaches them was another's."""
 
@@ -359,7 +367,12 @@ class TestHammering:
     DEQUEUERS = 4
     CHURNERS = 6
 
-    def test_no_notification_reaches_another_s_owner(self, port: CompletionPort, crew: Crew) -> None:
+    def test_no_notification_reaches_another_s_owner(self, port: CompletionPort, crew: Crew, traits: set[str]) -> None:
+        triggers = [Trigger.LEVEL | Trigger.ONESHOT]
+        if not traits & {"afd", "double"}:  # they poll a persistent one again, which may be closed by then
+            triggers.append(PERSISTENT)
+        if "edges" in traits:
+            triggers += [EDGE, Trigger.EDGE | Trigger.ONESHOT]
         stop = threading.Event()
         figures: Counter[str] = Counter()
 
@@ -377,7 +390,7 @@ class TestHammering:
         def churn(seed: int) -> None:
             chance = random.Random(seed)
             while not stop.is_set():
-                figures[self.one_life(port, chance)] += 1
+                figures[self.one_life(port, chance, chance.choice(triggers))] += 1
 
         dequeuers = Crew()
         for _ in range(self.DEQUEUERS):
@@ -394,7 +407,7 @@ class TestHammering:
             crew.join()
             port.post(EXIT)
         dequeuers.join()
-        assert all(figures[life] for life in ("removed", "closed", "closed at once", "handed on")), figures
+        assert all(figures[life] for life in LIVES), figures
 
     @staticmethod
     def note(notification: Notification) -> None:
@@ -407,16 +420,15 @@ class TestHammering:
             owner.notified.set()
 
     @staticmethod
-    def one_life(port: CompletionPort, chance: random.Random) -> str:
+    def one_life(port: CompletionPort, chance: random.Random, trigger: Trigger) -> str:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         owner = Owner(silent=chance.random() < 0.5)
-        trigger = chance.choice([Trigger.LEVEL | Trigger.ONESHOT, PERSISTENT, EDGE, Trigger.EDGE | Trigger.ONESHOT])
         registration = Registration(ours, owner, Event.IN | Event.HANGUP, trigger)
         port.enable(registration)
         if not owner.silent:
             theirs.send(b"x")
-        how = chance.choice(["removed", "closed", "closed at once", "handed on"])
+        how = chance.choice(LIVES)
         if how == "closed at once":
             ours.close()
         else:

@@ -12,6 +12,7 @@ import pytest
 
 from notifyloop.port import Event, Notification, Operation, Registration, Trigger
 from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.provider import provider
 from notifyloop.port.registration import REGISTERED, descriptor_of, next_generation, registration_error
 
 if TYPE_CHECKING:
@@ -92,18 +93,41 @@ def test_a_finalizer_may_make_a_registration_while_one_is_made() -> None:
 
 def test_an_error_names_the_operation_and_the_descriptor() -> None:
     registration = Registration(7, operation=Operation.REMOVE)
-    registration.result = errno.ENOENT
+    registration.result = 1168 if sys.platform == "win32" else errno.ENOENT
     with pytest.raises(FileNotFoundError, match="cannot REMOVE the registration of descriptor 7") as caught:
         registration.check()
     assert caught.value.errno == errno.ENOENT
 
 
 def test_an_error_of_the_raw_call_reads_the_same() -> None:
-    error = registration_error(errno.EPERM, 9, 1)
-    assert type(error) is PermissionError
-    assert (
-        str(error) == f"[Errno {errno.EPERM}] Operation not permitted: cannot ENABLE the registration of descriptor 9"
-    )
+    error = registration_error(1, 9, 1)
+    number, meaning = provider.describe(1)
+    assert error.errno == number
+    assert str(error) == f"[Errno {number}] {meaning}: cannot ENABLE the registration of descriptor 9"
+
+
+@pytest.mark.only("linux", reason="a result is an errno there")
+def test_the_meaning_of_a_result_on_linux() -> None:
+    assert provider.describe(errno.EPERM) == (errno.EPERM, "Operation not permitted")
+    assert type(registration_error(errno.EPERM, 9, 1)) is PermissionError
+
+
+@pytest.mark.only("windows", reason="a result is an error code of Windows there")
+@pytest.mark.parametrize(
+    ("result", "number"),
+    [
+        (8, errno.ENOMEM),
+        (50, errno.ENOTSUP),
+        (87, errno.EINVAL),
+        (183, errno.EEXIST),
+        (1168, errno.ENOENT),
+        (10038, errno.ENOTSOCK),
+    ],
+)
+def test_the_meaning_of_a_result_on_windows(result: int, number: int) -> None:
+    found, meaning = provider.describe(result)
+    assert found == number
+    assert meaning.endswith(f"(Windows error {result})")
 
 
 def test_repr_tells_what_was_ordered() -> None:

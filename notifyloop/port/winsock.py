@@ -1,0 +1,117 @@
+"""The provider for Windows 11 and Server 2022: the article's call itself, ProcessSocketNotifications of
+ws2_32.dll.
+
+What Windows offers is what the contract was written after, so there is little to do: the packed registrations
+are copied into memory that the kernel writes its results to, nanoseconds are rounded up to milliseconds, and
+what happened is counted. One call of ours is one call of Windows.
+
+Whether the DLL has the call is the test for it, never a version number, which Windows tells as it likes. Where
+it has not, importing this module raises ImportError. NOTIFYLOOP_WINSOCK_DLL, in the environment, names a DLL to
+load in place of ws2_32.dll: for tests.
+
+Sources: "ProcessSocketNotifications function (winsock2.h)" and "Winsock socket state notifications" of
+Microsoft's reference.
+"""
+
+from __future__ import annotations
+
+import os
+import socket  # noqa: F401  (starts Winsock)
+from typing import TYPE_CHECKING
+
+from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.iocp import NULL, Port, describe, ffi, kernel32, library, milliseconds, system_handle
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["describe", "ffi", "lib", "name", "system_handle"]
+
+name = "winsock"
+
+dll = os.environ.get("NOTIFYLOOP_WINSOCK_DLL") or "ws2_32.dll"
+try:
+    ProcessSocketNotifications: Any = ffi.dlopen(dll).ProcessSocketNotifications  # type: ignore[attr-defined]
+except (AttributeError, OSError) as error:
+    raise ImportError(
+        f"{dll} has no ProcessSocketNotifications, which Windows has from 11 and Server 2022 on"
+    ) from error
+
+ENABLE: int = kernel32.SOCK_NOTIFY_OP_ENABLE
+REMOVE: int = kernel32.SOCK_NOTIFY_OP_REMOVE
+ERROR_SUCCESS = 0
+ERROR_INVALID_HANDLE = 6
+WAIT_TIMEOUT = 258
+ERROR_ABANDONED_WAIT_0 = 735
+ERROR_TIMEOUT = 1460
+TIMEOUTS = (WAIT_TIMEOUT, ERROR_TIMEOUT)  # the reference names both
+SUCCESSES = (ERROR_SUCCESS, *TIMEOUTS)
+
+
+class WinsockPort(Port):
+    """A completion port that Winsock notifies."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, handle: Any) -> None:
+        super().__init__(handle)
+        self.keys: dict[int, int] = {}  # by socket, to tell new registrations from re-armed ones
+
+    def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
+        self.inside.append(None)
+        try:
+            if self.closing:
+                return -ERROR_INVALID_HANDLE
+            self.calls += 1
+            count = size // REGISTRATION.size
+            orders = bytearray(packed)
+            registrations = ffi.from_buffer("SOCK_NOTIFY_REGISTRATION[]", orders) if size else NULL
+            if room:
+                entered = self.enter_wait()
+                received = self.spare.pop() if self.spare else ffi.new("UINT32 *")
+                received[0] = 0
+                try:
+                    code = ProcessSocketNotifications(
+                        self.handle, count, registrations, milliseconds(timeout), room, entries, received
+                    )
+                except BaseException:
+                    self.put_back(entries, received[0])
+                    raise
+                dequeued: int = received[0] if code == ERROR_SUCCESS else 0
+                self.spare.append(received)
+                self.kernel_waits += 1
+                self.leave_wait(entered)
+                self.notifications += dequeued
+            else:
+                dequeued = 0
+                code = ProcessSocketNotifications(self.handle, count, registrations, 0, 0, NULL, NULL)
+                self.kernel_changes += 1
+            if self.closing:
+                return -ERROR_ABANDONED_WAIT_0
+            if code not in SUCCESSES:
+                return -int(code)
+            return self.note(orders, packed, results) << 32 | dequeued if size else dequeued
+        finally:
+            self.leave()
+
+    def note(self, orders: bytearray, packed: bytes, results: Any) -> int:
+        """Look through the results, and count; returns how many failed."""
+        failed = 0
+        unchanged = orders == packed  # then none did
+        for index, (sock, key, _, operation, _, result) in enumerate(REGISTRATION.iter_unpack(orders)):
+            if not unchanged:
+                results[index] = result
+            if result:
+                failed += 1
+            elif operation == ENABLE:
+                if self.keys.get(sock) == key:
+                    self.re_arms += 1
+                else:
+                    self.keys[sock] = key
+                    self.registrations += 1
+            elif operation == REMOVE:
+                self.keys.pop(sock, None)
+        return failed
+
+
+lib = library(WinsockPort)
