@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from asyncio import base_events, sslproto
+import ssl
+from asyncio import base_events
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, TypeVarTuple
 
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import NotificationSelector
 from notifyloop.statistics import Statistics
-from notifyloop.transports import StreamTransport
+from notifyloop.transports import StreamTransport, TLSProtocol
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections import deque
     from collections.abc import Callable, Iterable
+    from contextvars import Context
     from typing import Any, Unpack
     from weakref import WeakValueDictionary
 
@@ -229,11 +230,15 @@ class NotifyLoop(asyncio.SelectorEventLoop):
 
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
-    def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        return self._watch(fd, EVENT_READ, asyncio.Handle(callback, args, self, None))
+    def _add_reader(
+        self, fd: int, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        return self._watch(fd, EVENT_READ, asyncio.Handle(callback, args, self, context))
 
-    def _add_writer(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
-        return self._watch(fd, EVENT_WRITE, asyncio.Handle(callback, args, self, None))
+    def _add_writer(
+        self, fd: int, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        return self._watch(fd, EVENT_WRITE, asyncio.Handle(callback, args, self, context))
 
     def _remove_reader(self, fd: int) -> bool:
         return self._unwatch(fd, EVENT_READ)
@@ -306,18 +311,57 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         **timeouts: Any,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(rawsock)
-        tls: Any = sslproto.SSLProtocol(
-            self,
-            protocol,
-            sslcontext,
-            waiter,  # type: ignore[arg-type]
-            server_side,
-            server_hostname,
-            **timeouts,
-        )
+        tls = TLSProtocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         StreamTransport(self, rawsock, tls, None, extra, server)
         transport: asyncio.Transport = tls._app_transport
         return transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """As asyncio's: speak TLS on a transport from here on. Returns the transport that the protocol is to
+        use now; no data reaches the protocol before it can know it.
+        """
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls = TLSProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            call_connection_made=False,
+        )
+        tls._pause_reading()
+        # The handshake's first bytes must not come before connection_made().
+        transport.pause_reading()
+        transport.set_protocol(tls)
+        begin = self.call_soon(tls.connection_made, transport)
+        go_on = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            go_on.cancel()
+            raise
+        tls._resume_reading()
+        upgraded: asyncio.Transport = tls._app_transport
+        return upgraded
 
     # ---- wake-ups
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 import notifyloop
 
@@ -43,3 +45,13 @@ def notify_loop() -> Iterator[notifyloop.NotifyLoop]:
     loop = notifyloop.NotifyLoop()
     yield loop
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a server named localhost needs, and a client that trusts it."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client

@@ -159,9 +159,7 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     if broken:
         raise SystemExit(f"{suite.name}: these modules cannot be imported: {broken}")
     # What else unittest makes up are modules that skip themselves.
-    tests = [
-        test for test in every if fnmatch.fnmatchcase(test, arguments.only) and not test.startswith("unittest.")
-    ]
+    tests = [test for test in every if fnmatch.fnmatchcase(test, arguments.only) and not test.startswith("unittest.")]
     outcomes = run(suite, arguments.loop, tests, arguments)
 
     flaky: list[str] = []

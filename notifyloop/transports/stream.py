@@ -10,6 +10,11 @@ buffer, which is sent in one vectored call when the turn ends: a program that wr
 body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
 writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
 
+Contexts: all callbacks of a connection run in one context, a copy of that in which the connection was made;
+whoever pauses, resumes, writes or closes does not lend it his own. asyncio lets them leak
+(https://github.com/python/cpython/issues/140947): a request that resumes reading is the context of the
+connection's next requests.
+
 Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
 closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 """
@@ -24,11 +29,12 @@ from asyncio import base_events, constants, futures, trsock
 from asyncio.log import logger
 from asyncio.transports import _FlowControlMixin
 from collections import deque
+from contextvars import copy_context
 from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any
 
     from notifyloop.loop import NotifyLoop
@@ -43,6 +49,22 @@ JOIN_UP_TO = 64 * 1024  # bytes; more is worth a call of its own
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
 
 
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def takes_buffers(protocol: object) -> bool:
+    """Whether a protocol brings its own buffer: as asyncio has it, or because it can do nothing else."""
+    return isinstance(protocol, asyncio.BufferedProtocol) or (
+        hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
+    )
+
+
+def send_without_delay(sock: socket.socket) -> None:
+    """Set TCP_NODELAY, also for sockets that were made without naming TCP, which asyncio leaves out."""
+    if sock.proto == socket.IPPROTO_TCP or (not sock.proto and sock.family in INTERNET):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class StreamTransport(_FlowControlMixin, asyncio.Transport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
@@ -54,6 +76,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         "_buffered_protocol",
         "_closing",
         "_conn_lost",
+        "_context",
         "_empty_waiter",
         "_eof",
         "_last_write",
@@ -70,8 +93,8 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     _loop: NotifyLoop
     _extra: dict[str, Any]
     _protocol_paused: bool
-    _maybe_pause_protocol: Callable[[], None]
-    _maybe_resume_protocol: Callable[[], None]
+    _high_water: int
+    _low_water: int
 
     def __init__(
         self,
@@ -97,6 +120,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 extra["peername"] = None
         self._sock = sock
         self._sock_fd = sock.fileno()
+        self._context = context = copy_context()
         self._buffer: deque[bytes | memoryview] = deque()
         self._buffer_size = 0
         self._last_write = -1  # the turn of the last write that went to the socket at once
@@ -113,9 +137,9 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             else:
                 server._attach()  # type: ignore[attr-defined]
         loop._transports[self._sock_fd] = self
-        base_events._set_nodelay(sock)  # type: ignore[attr-defined]
+        send_without_delay(sock)
 
-        loop.call_soon(self._protocol.connection_made, self)
+        loop.call_soon(self._protocol.connection_made, self, context=context)
         loop.call_soon(self._start_reading)
         if waiter is not None:
             loop.call_soon(futures._set_result_unless_cancelled, waiter, None)  # type: ignore[attr-defined]
@@ -124,7 +148,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
-        self._buffered_protocol = isinstance(protocol, asyncio.BufferedProtocol)
+        self._buffered_protocol = takes_buffers(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
@@ -151,7 +175,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     def _start_reading(self) -> None:
         if self.is_reading():
-            self._loop._add_reader(self._sock_fd, self._read_ready)
+            self._loop._add_reader(self._sock_fd, self._read_ready, context=self._context)
 
     def pause_reading(self) -> None:
         if self._closing or self._paused:
@@ -163,7 +187,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         if self._closing or not self._paused:
             return
         self._paused = False
-        self._loop._add_reader(self._sock_fd, self._read_ready)
+        self._loop._add_reader(self._sock_fd, self._read_ready, context=self._context)
 
     def _read_ready(self) -> None:
         if self._conn_lost:
@@ -224,7 +248,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def write(self, data: Data) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(
-                f"data argument must be a bytes, bytearray, or memoryview object, not {type(data).__name__!r}"
+                f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
@@ -259,7 +283,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 if sent == data.nbytes:
                     return
             self._append(memoryview(data)[sent:] if type(data) is bytes else data[sent:])
-            self._loop._add_writer(self._sock_fd, self._write_ready)
+            self._loop._add_writer(self._sock_fd, self._write_ready, context=self._context)
         self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Iterable[Data]) -> None:
@@ -297,7 +321,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _flush(self) -> None:
         """Send what joined; wait for the socket if it does not take all."""
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
-            self._loop._add_writer(self._sock_fd, self._write_ready)
+            self._loop._add_writer(self._sock_fd, self._write_ready, context=self._context)
 
     def _write_ready(self) -> None:
         if not self._conn_lost and self._send_buffer() and not self._buffer:
@@ -326,7 +350,9 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 buffer.appendleft(memoryview(data)[sent:])
                 break
             sent -= len(data)
-        self._maybe_resume_protocol()  # may write more
+        self._maybe_resume_protocol()  # may write more, or close
+        if self._conn_lost:
+            return False
         if not buffer:
             if self._empty_waiter is not None:
                 self._empty_waiter.set_result(None)
@@ -336,6 +362,17 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             if self._eof:
                 self._sock.shutdown(socket.SHUT_WR)
         return True
+
+    # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
+    # the same to look at, and can always be entered.
+
+    def _maybe_pause_protocol(self) -> None:
+        if not self._protocol_paused and self._buffer_size > self._high_water:
+            self._context.copy().run(super()._maybe_pause_protocol)  # type: ignore[misc]
+
+    def _maybe_resume_protocol(self) -> None:
+        if self._protocol_paused and self._buffer_size <= self._low_water:
+            self._context.copy().run(super()._maybe_resume_protocol)  # type: ignore[misc]
 
     def write_eof(self) -> None:
         if self._closing or self._eof:
@@ -382,7 +419,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _lose(self, error: BaseException | None) -> None:
         self._conn_lost += 1
         self._loop._forget(self._sock_fd)
-        self._loop.call_soon(self._call_connection_lost, error)
+        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
 
     def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
         if isinstance(error, OSError):
