@@ -363,6 +363,25 @@ class NotifyLoop(asyncio.SelectorEventLoop):
         upgraded: asyncio.Transport = tls._app_transport
         return upgraded
 
+    # ---- child processes
+
+    async def _make_subprocess_transport(self, *arguments: Any, **options: Any) -> Any:
+        from notifyloop.subprocesses import ChildProcess, can_watch_children  # noqa: PLC0415  # not on Windows
+
+        if not can_watch_children():
+            return await super()._make_subprocess_transport(*arguments, **options)  # type: ignore[misc]
+        waiter = self.create_future()
+        child = ChildProcess(self, *arguments, waiter=waiter, **options)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            child.close()
+            await child._wait()
+            raise
+        return child
+
     # ---- wake-ups
 
     def _write_to_self(self) -> None:

@@ -209,3 +209,32 @@ class TestStreams:
             await protocol.until("connection_lost")
         assert variable.get() == "nobody's"
         assert {place for places in protocol.seen.values() for place in places} == {"set in connection_made"}
+
+
+async def test_of_a_child_process() -> None:
+    class Child(Recorder, asyncio.SubprocessProtocol):
+        def pipe_data_received(self, fd: int, data: bytes) -> None:
+            self.note("pipe_data_received")
+
+        def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+            self.note("pipe_connection_lost")
+
+        def process_exited(self) -> None:
+            self.note("process_exited")
+
+    variable.set("the connection's")
+    _, protocol = await asyncio.get_running_loop().subprocess_exec(Child, "cat")
+    variable.set("changed later")
+    await in_another_context(protocol.transport.get_pipe_transport(0).write, b"data")
+    await protocol.until("pipe_data_received")
+    await in_another_context(protocol.transport.get_pipe_transport(0).close)
+    await protocol.until("connection_lost")
+    assert {place for places in protocol.seen.values() for place in places} == {"the connection's"}
+    assert set(protocol.seen) == {
+        "connection_made",
+        "pipe_data_received",
+        "pipe_connection_lost",
+        "process_exited",
+        "connection_lost",
+    }
+    protocol.transport.close()
