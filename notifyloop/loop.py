@@ -23,6 +23,7 @@ from asyncio import base_events
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, TypeVarTuple
 
+from notifyloop.backports import SelectorEventLoop
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import NotificationSelector
 from notifyloop.statistics import Statistics
@@ -69,7 +70,7 @@ class Turn:
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
 
-class NotifyLoop(asyncio.SelectorEventLoop):
+class NotifyLoop(SelectorEventLoop):
     """An asyncio event loop on a completion port.
 
     Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
