@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from notifyloop.selector import Interest
 
-__all__ = ["NotifyLoop", "new_event_loop"]
+__all__ = ["Loop", "NotifyLoop", "new_event_loop"]
 
 Ts = TypeVarTuple("Ts")
 
@@ -434,6 +434,9 @@ class NotifyLoop(SelectorEventLoop):
             busy_time=counters.busy_ns / 1e9,
             waiting_time=counters.waiting_ns / 1e9,
         )
+
+
+Loop = NotifyLoop  # the name that uvloop has for it
 
 
 def new_event_loop() -> NotifyLoop:
