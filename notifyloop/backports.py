@@ -1,4 +1,4 @@
-"""What asyncio has only since Python 3.12 or 3.13, for the versions before."""
+"""What asyncio has only since Python 3.12, 3.13 or 3.13.3, for the versions before."""
 
 from __future__ import annotations
 
@@ -16,12 +16,36 @@ if TYPE_CHECKING:
     import ssl as tls
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
+    from contextvars import Context
 
 __all__ = ["SelectorEventLoop"]
 
 
 class SelectorEventLoop(asyncio.SelectorEventLoop):
-    """asyncio's, where `create_unix_server` has `cleanup_socket`, and `shutdown_default_executor` a timeout."""
+    """asyncio's, where `create_unix_server` has `cleanup_socket`, `shutdown_default_executor` a timeout, and
+    `create_task` options for the task.
+    """
+
+    if (3, 12) <= sys.version_info < (3, 13, 3):
+        _task_factory: Callable[..., asyncio.Task[Any]] | None
+        _check_closed: Callable[[], None]
+
+        def create_task(
+            self, coro: Any, *, name: Any = None, context: Context | None = None, **options: Any
+        ) -> asyncio.Task[Any]:
+            """As asyncio's: other options, like `eager_start`, are for the task."""
+            self._check_closed()
+            if self._task_factory is None:
+                task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
+                if task._source_traceback:  # type: ignore[attr-defined]
+                    del task._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
+                return task
+            if context is not None:
+                options["context"] = context
+            task = self._task_factory(self, coro, **options)
+            if name is not None:
+                task.set_name(name)
+            return task
 
     if sys.version_info < (3, 13) and sys.platform != "win32":
 

@@ -90,3 +90,43 @@ class TestShutdownDefaultExecutor:
     @since(3, 12)
     async def test_no_thread_was_ever_needed(self) -> None:
         await asyncio.get_running_loop().shutdown_default_executor(timeout=0.01)  # type: ignore[call-arg]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no eager tasks")
+class TestEagerStart:
+    @staticmethod
+    async def work(steps: list[str]) -> str:
+        steps.append("started")
+        await asyncio.sleep(0)
+        steps.append("went on")
+        return "done"
+
+    @since(3, 13, 3)
+    async def test_it_starts_at_once(self) -> None:
+        if sys.version_info < (3, 13) and type(asyncio.get_running_loop()).__module__ == "uvloop":
+            pytest.skip("uvloop has it since Python 3.13")
+        steps: list[str] = []
+        task = asyncio.get_running_loop().create_task(self.work(steps), name="eager", eager_start=True)  # type: ignore[call-arg]
+        assert (steps, task.get_name()) == (["started"], "eager")
+        assert await task == "done"
+        later = asyncio.get_running_loop().create_task(self.work(steps))
+        assert steps == ["started", "went on"]
+        await later
+
+    @pytest.mark.asyncio
+    async def test_a_task_factory_gets_what_it_was_given_and_no_more(self) -> None:
+        given: list[dict[str, object]] = []
+
+        def factory(loop: asyncio.AbstractEventLoop, coro: object, **options: object) -> asyncio.Task[str]:
+            given.append(options)
+            return asyncio.Task(coro, loop=loop, **options)  # type: ignore[arg-type]
+
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(factory)  # type: ignore[arg-type]
+        try:
+            task = loop.create_task(self.work([]), name="named")
+            assert await task == "done"
+        finally:
+            loop.set_task_factory(None)
+        assert task.get_name() == "named"
+        assert "eager_start" not in given[0] or given[0]["eager_start"] is None

@@ -21,7 +21,7 @@ METHODS = sorted(name for name in dir(uvloop.Loop) if not name.startswith("_") a
 
 # Keywords that uvloop takes where the asyncio of some Python version does not, and we do as asyncio.
 NOT_TAKEN = {
-    "create_task": {"eager_start"},  # asyncio has it since Python 3.13.3; before 3.13, uvloop takes it and does nothing
+    "create_task": {"eager_start"},  # Python 3.11 has no eager tasks: uvloop takes it there, and does nothing
     "create_datagram_endpoint": {"reuse_address"},  # asyncio took it away, for it let programs steal each other's ports
 }
 
