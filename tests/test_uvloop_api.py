@@ -95,3 +95,26 @@ class TestLoop:
         attributes = {name for name in dir(uvloop.Loop) if not name.startswith("_") and hasattr(loop, name)}
         loop.close()
         assert {name for name in attributes if not hasattr(notify_loop, name)} == set()
+
+
+class TestWhatUvloopDoesNotHave:
+    """As the documentation says: when one of these fails, uvloop has caught up, and the page is to be changed."""
+
+    @pytest.mark.parametrize(
+        "name", ["sock_recvfrom", "sock_recvfrom_into", "sock_sendto", "sock_sendfile", "sendfile"]
+    )
+    def test_methods(self, name: str) -> None:
+        loop = uvloop.new_event_loop()
+        arguments = [None] * (positions(getattr(uvloop.Loop, name)) - 1)
+        with pytest.raises(NotImplementedError):
+            loop.run_until_complete(getattr(loop, name)(*arguments))
+        loop.close()
+
+    def test_keywords(self) -> None:
+        more = {
+            name: keywords(getattr(notifyloop.Loop, name)) - keywords(getattr(uvloop.Loop, name))
+            for name in ("create_connection", "create_server")
+        }
+        assert more["create_connection"] >= {"happy_eyeballs_delay", "interleave"}
+        assert ("all_errors" in more["create_connection"]) == (sys.version_info >= (3, 12))
+        assert more["create_server"] == ({"keep_alive"} if sys.version_info >= (3, 13) else set())
