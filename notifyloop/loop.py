@@ -20,9 +20,10 @@ import asyncio
 import errno
 import heapq
 import math
+import ssl
 import threading
 import weakref
-from asyncio import base_events, constants, sslproto, trsock
+from asyncio import base_events, constants, trsock
 from asyncio.log import logger
 from selectors import EVENT_READ, EVENT_WRITE
 from time import monotonic
@@ -33,11 +34,10 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import SocketOperations, Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import StreamTransport
+from notifyloop.transports import StreamTransport, TLSProtocol
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections import deque
     from collections.abc import Callable, Coroutine, Iterable
     from contextvars import Context
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 
     from notifyloop.selector import Interest
 
-
-__all__ = ["NotifyLoop", "new_event_loop"]
+__all__ = ["Loop", "NotifyLoop", "new_event_loop"]
 
 Ts = TypeVarTuple("Ts")
 
@@ -314,8 +313,10 @@ class NotifyLoop(SocketOperations):
 
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
-    def _handle(self, callback: Callable[..., object], args: tuple[Any, ...]) -> asyncio.Handle:
-        return (asyncio.Handle if self._debug else Handle)(callback, args, self)
+    def _handle(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None = None
+    ) -> asyncio.Handle:
+        return (asyncio.Handle if self._debug else Handle)(callback, args, self, context)
 
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
         return self._watch(fd, EVENT_READ, self._handle(callback, args))
@@ -501,15 +502,7 @@ class NotifyLoop(SocketOperations):
         server: base_events.Server | None = None,
         **timeouts: Any,
     ) -> asyncio.Transport:
-        tls: Any = sslproto.SSLProtocol(
-            self,
-            protocol,
-            sslcontext,
-            waiter,  # type: ignore[arg-type]
-            server_side,
-            server_hostname,
-            **timeouts,
-        )
+        tls = TLSProtocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         StreamTransport(self, rawsock, tls, None, extra, server)
         transport: asyncio.Transport = tls._app_transport
         return transport
@@ -519,6 +512,72 @@ class NotifyLoop(SocketOperations):
         if not self.is_closed() and not self.is_running():
             self._release_waits()
         super().close()
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """As asyncio's: speak TLS on a transport from here on. Returns the transport that the protocol is to
+        use now; no data reaches the protocol before it can know it.
+        """
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls = TLSProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            call_connection_made=False,
+        )
+        tls._pause_reading()
+        # The handshake's first bytes must not come before connection_made().
+        transport.pause_reading()
+        transport.set_protocol(tls)
+        begin = self.call_soon(tls.connection_made, transport)
+        go_on = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            go_on.cancel()
+            raise
+        tls._resume_reading()
+        upgraded: asyncio.Transport = tls._app_transport
+        return upgraded
+
+    # ---- child processes
+
+    async def _make_subprocess_transport(self, *arguments: Any, **options: Any) -> Any:
+        from notifyloop.subprocesses import ChildProcess, can_watch_children  # noqa: PLC0415  # not on Windows
+
+        if not can_watch_children():
+            return await super()._make_subprocess_transport(*arguments, **options)  # type: ignore[misc]
+        waiter = self.create_future()
+        child = ChildProcess(self, *arguments, waiter=waiter, **options)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            child.close()
+            await child._wait()
+            raise
+        return child
 
     # ---- wake-ups
 
@@ -574,6 +633,9 @@ class NotifyLoop(SocketOperations):
             busy_time=counters.busy_ns / 1e9,
             waiting_time=counters.waiting_ns / 1e9,
         )
+
+
+Loop = NotifyLoop  # the name that uvloop has for it
 
 
 def new_event_loop() -> NotifyLoop:

@@ -32,5 +32,13 @@ with warnings.catch_warnings():
 
 
 def install() -> None:
-    """Set the policy, as `uvloop.install()` does. New programs use `notifyloop.run()` instead."""
+    """Set the policy, as `uvloop.install()` does. New programs use `notifyloop.run()` instead: like uvloop's, this is
+    deprecated from Python 3.12 on, which can be given a loop factory.
+    """
+    if sys.version_info >= (3, 12):
+        warnings.warn(
+            "notifyloop.install() is deprecated in favor of notifyloop.run() starting with Python 3.12.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     asyncio.set_event_loop_policy(EventLoopPolicy())

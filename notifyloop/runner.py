@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, TypeVar
 
-from notifyloop.loop import new_event_loop
+from notifyloop.loop import NotifyLoop, new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -26,17 +26,23 @@ def run(
     *,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = new_event_loop,
     debug: bool | None = None,
+    **run_kwargs: Any,
 ) -> T:
     """Run a coroutine or another awaitable on a new loop, as `asyncio.run` and `uvloop.run` do, and return
-    its result.
+    its result. A factory is for loops of a class derived from ours; what else is given, `asyncio.Runner` takes.
 
-    Raises RuntimeError if a loop runs in this thread already, TypeError if `main` cannot be awaited.
+    Raises RuntimeError if a loop runs in this thread already, TypeError if `main` cannot be awaited or the factory
+    makes other loops.
     """
     if not inspect.isawaitable(main):
         raise TypeError(f"an awaitable is required, got {main!r}")
     coroutine: Coroutine[Any, Any, T] = main if inspect.iscoroutine(main) else _await(main)
+    # A coroutine that never starts is closed, so that what is reported is the reason, not that it was never awaited.
     if asyncio._get_running_loop() is not None:
-        coroutine.close()  # never started, and about to be reported better than as "never awaited"
+        coroutine.close()
         raise RuntimeError("notifyloop.run() cannot be called from a running event loop")
-    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory, **run_kwargs) as runner:
+        if not isinstance(runner.get_loop(), NotifyLoop):
+            coroutine.close()
+            raise TypeError("notifyloop.run() uses a non-notifyloop event loop")
         return runner.run(coroutine)

@@ -23,6 +23,8 @@ from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from notifyloop.backports import SelectorEventLoop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import IO, Any
@@ -76,7 +78,7 @@ class Wait:
         return f"<Wait for {'reading' if self.event == EVENT_READ else 'writing'} {self.sock!r}>"
 
 
-class SocketOperations(asyncio.SelectorEventLoop):
+class SocketOperations(SelectorEventLoop):
     """The `sock_*` methods of a loop whose selector is a `NotificationSelector`."""
 
     _selector: NotificationSelector

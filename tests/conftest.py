@@ -11,10 +11,12 @@ import functools
 import importlib.util
 import os
 import socket
+import ssl
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 import notifyloop
 from notifyloop.port import CompletionPort, Registration, Trigger
@@ -94,3 +96,13 @@ def notify_loop() -> Iterator[notifyloop.NotifyLoop]:
     loop = notifyloop.NotifyLoop()
     yield loop
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a server named localhost needs, and a client that trusts it."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client

@@ -37,6 +37,12 @@ class TestPolicy:
 
         assert asyncio.run(loop_type()) is notifyloop.NotifyLoop
 
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="before, asyncio.run() could not be given a loop factory")
+    def test_install_says_what_to_do_instead(self, restore_policy) -> None:
+        with pytest.warns(DeprecationWarning, match=r"in favor of notifyloop\.run") as warned:
+            notifyloop.install()
+        assert warned[0].filename == __file__
+
     def test_subprocesses_work_under_the_policy(self, restore_policy) -> None:
         notifyloop.install()
 

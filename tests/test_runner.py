@@ -23,15 +23,27 @@ def test_run_takes_any_awaitable() -> None:
     assert notifyloop.run(Awaitable()) is notifyloop.NotifyLoop
 
 
-def test_run_takes_another_factory_and_debug() -> None:
+def test_run_takes_a_factory_of_derived_loops_and_debug() -> None:
+    class Derived(notifyloop.NotifyLoop):
+        pass
+
     async def main() -> tuple[type, bool]:
         loop = asyncio.get_running_loop()
         return type(loop), loop.get_debug()
 
-    assert notifyloop.run(main(), loop_factory=asyncio.SelectorEventLoop, debug=True) == (
-        asyncio.SelectorEventLoop,
-        True,
-    )
+    assert notifyloop.run(main(), loop_factory=Derived, debug=True) == (Derived, True)
+
+
+def test_run_refuses_other_loops() -> None:
+    made: list[asyncio.AbstractEventLoop] = []
+
+    def factory() -> asyncio.AbstractEventLoop:
+        made.append(asyncio.SelectorEventLoop())
+        return made[-1]
+
+    with pytest.raises(TypeError, match="uses a non-notifyloop event loop"):
+        notifyloop.run(loop_type(), loop_factory=factory)
+    assert made[0].is_closed()
 
 
 def test_run_inside_a_running_loop() -> None:

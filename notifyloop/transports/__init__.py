@@ -1,5 +1,6 @@
 """Transports of our own: from the notification to the protocol without a detour."""
 
 from notifyloop.transports.stream import StreamTransport
+from notifyloop.transports.tls import TLSProtocol
 
-__all__ = ["StreamTransport"]
+__all__ = ["StreamTransport", "TLSProtocol"]

@@ -10,6 +10,11 @@ buffer, which is sent in one vectored call when the turn ends: a program that wr
 body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
 writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
 
+Contexts: all callbacks of a connection run in one context, a copy of that in which the connection was made;
+whoever pauses, resumes, writes or closes does not lend it his own. asyncio lets them leak
+(https://github.com/python/cpython/issues/140947): a request that resumes reading is the context of the
+connection's next requests.
+
 Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
 closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 """
@@ -24,12 +29,13 @@ from asyncio import base_events, constants, futures, trsock
 from asyncio.log import logger
 from asyncio.transports import _FlowControlMixin
 from collections import deque
+from contextvars import copy_context
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any
 
     from notifyloop.loop import NotifyLoop
@@ -45,6 +51,22 @@ LOW_WATER = HIGH_WATER // 4
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
 
 
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def takes_buffers(protocol: object) -> bool:
+    """Whether a protocol brings its own buffer: as asyncio has it, or because it can do nothing else."""
+    return isinstance(protocol, asyncio.BufferedProtocol) or (
+        hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
+    )
+
+
+def send_without_delay(sock: socket.socket) -> None:
+    """Set TCP_NODELAY, also for sockets that were made without naming TCP, which asyncio leaves out."""
+    if sock.proto == socket.IPPROTO_TCP or (not sock.proto and sock.family in INTERNET):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class StreamTransport(_FlowControlMixin, asyncio.Transport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
@@ -56,6 +78,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         "_buffered_protocol",
         "_closing",
         "_conn_lost",
+        "_context",
         "_empty_waiter",
         "_eof",
         "_interest",
@@ -74,8 +97,8 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     _loop: NotifyLoop
     _extra: dict[str, Any] | None
     _protocol_paused: bool
-    _maybe_pause_protocol: Callable[[], None]
-    _maybe_resume_protocol: Callable[[], None]
+    _high_water: int
+    _low_water: int
 
     def __init__(
         self,
@@ -93,6 +116,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         self._interest = loop._adopt(sock, self)
         self._sock = sock
         self._sock_fd = sock.fileno()
+        self._context = copy_context()
         self._peername = peername  # kept: once the peer is gone, the system does not know it any more
         self._protocol_paused = False
         self._high_water = HIGH_WATER
@@ -112,11 +136,10 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 server._attach(self)  # type: ignore[attr-defined]
             else:
                 server._attach()  # type: ignore[attr-defined]
-        base_events._set_nodelay(sock)  # type: ignore[attr-defined]
-        loop.call_soon(self._begin, waiter, loop._handle(self._read_ready, ()))
+        send_without_delay(sock)
+        loop.call_soon(self._begin, waiter, context=self._context)
 
-    def _begin(self, waiter: asyncio.Future[None] | None, reader: asyncio.Handle) -> None:
-        """The protocol's callbacks run in two contexts, as asyncio's: `reader` brings that of what is received."""
+    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
         try:
             self._protocol.connection_made(self)
         except (SystemExit, KeyboardInterrupt):
@@ -131,7 +154,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 }
             )
         if self.is_reading():
-            self._loop._want(self._interest, EVENT_READ, reader)
+            self._start_reading()
         if waiter is not None:
             futures._set_result_unless_cancelled(waiter, None)  # type: ignore[attr-defined]
 
@@ -156,7 +179,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
-        self._buffered_protocol = isinstance(protocol, asyncio.BufferedProtocol)
+        self._buffered_protocol = takes_buffers(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
@@ -181,6 +204,9 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     # ---- receiving
 
+    def _start_reading(self) -> None:
+        self._loop._want(self._interest, EVENT_READ, self._loop._handle(self._read_ready, (), self._context))
+
     def pause_reading(self) -> None:
         if self._closing or self._paused:
             return
@@ -191,7 +217,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         if self._closing or not self._paused:
             return
         self._paused = False
-        self._loop._want(self._interest, EVENT_READ, self._loop._handle(self._read_ready, ()))
+        self._start_reading()
 
     def _stop_reading(self) -> None:
         self._loop._want(self._interest, EVENT_READ, None)
@@ -255,7 +281,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def write(self, data: Data) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(
-                f"data argument must be a bytes, bytearray, or memoryview object, not {type(data).__name__!r}"
+                f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
@@ -290,7 +316,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 if sent == data.nbytes:
                     return
             self._append(memoryview(data)[sent:] if type(data) is bytes else data[sent:])
-            self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, ()))
+            self._await_writability()
         self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Iterable[Data]) -> None:
@@ -331,7 +357,10 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _flush(self) -> None:
         """Send what joined; wait for the socket if it does not take all."""
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
-            self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, ()))
+            self._await_writability()
+
+    def _await_writability(self) -> None:
+        self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, (), self._context))
 
     def _write_ready(self) -> None:
         if not self._conn_lost and self._send_buffer() and not self._buffer:
@@ -376,6 +405,17 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             if self._eof:
                 self._sock.shutdown(socket.SHUT_WR)
         return True
+
+    # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
+    # the same to look at, and can always be entered.
+
+    def _maybe_pause_protocol(self) -> None:
+        if not self._protocol_paused and self._buffer_size > self._high_water:
+            self._context.copy().run(super()._maybe_pause_protocol)  # type: ignore[misc]
+
+    def _maybe_resume_protocol(self) -> None:
+        if self._protocol_paused and self._buffer_size <= self._low_water:
+            self._context.copy().run(super()._maybe_resume_protocol)  # type: ignore[misc]
 
     def write_eof(self) -> None:
         if self._closing or self._eof:
@@ -422,7 +462,7 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
     def _lose(self, error: BaseException | None) -> None:
         self._conn_lost += 1
         self._loop._forget(self._sock_fd)
-        self._loop.call_soon(self._call_connection_lost, error)
+        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
 
     def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
         if isinstance(error, OSError):

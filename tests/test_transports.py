@@ -1,0 +1,91 @@
+"""Stream transports, where they differ from asyncio's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class OnlyBuffered(asyncio.BaseProtocol):
+    """Brings a buffer, but does not say that it is a BufferedProtocol."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(100)
+        self.arrived: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.arrived.set_result(bytes(self.buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        pass
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop", "uvloop"])  # asyncio needs a BufferedProtocol
+async def test_a_protocol_that_only_takes_buffers() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport, protocol = await asyncio.get_running_loop().create_connection(OnlyBuffered, sock=ours)
+        theirs.send(b"data")
+        assert await protocol.arrived == b"data"
+        transport.close()
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop", "uvloop"])  # asyncio does it for sockets that name TCP
+async def test_small_writes_are_not_held_back() -> None:
+    """On sockets that the program made itself, without naming TCP, too."""
+    accepted: asyncio.Queue[Any] = asyncio.Queue()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = await asyncio.start_server(lambda *streams: accepted.put_nowait(streams), sock=listener)
+    async with server:
+        client = socket.socket()
+        client.connect(listener.getsockname())
+        _, writer = await asyncio.open_connection(sock=client)
+        _, at_server = await accepted.get()
+        for end in (writer, at_server):
+            assert end.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            end.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop", "uvloop"])  # https://github.com/python/cpython/issues/156512
+async def test_closing_from_resume_writing_loses_the_connection_once() -> None:
+    class Closing(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost: list[Exception | None] = []
+            self.gone = asyncio.Event()
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport: Any = transport
+
+        def resume_writing(self) -> None:
+            self.transport.close()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.lost.append(error)
+            self.gone.set()
+
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: reported.append(context))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport, protocol = await loop.create_connection(Closing, sock=ours)
+        transport.set_write_buffer_limits(high=1)
+        transport.write(bytes(2_000_000))
+        theirs.setblocking(False)
+        while await loop.sock_recv(theirs, 1_000_000):
+            pass
+    await protocol.gone.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert protocol.lost == [None]
+    assert reported == []
