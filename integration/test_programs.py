@@ -173,6 +173,7 @@ async def test_tornado() -> None:
         child.proc.wait()  # Tornado handles SIGCHLD, which uvloop keeps for itself
     else:
         assert await child.wait_for_exit() == 0
+        process.Subprocess.uninitialize()  # it has one handler of SIGCHLD, on the first loop that it met
 
 
 @pytest.mark.asyncio
