@@ -34,7 +34,7 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import SocketOperations, Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import StreamTransport, TLSProtocol
+from notifyloop.transports import DatagramTransport, StreamTransport, TLSProtocol
 
 if TYPE_CHECKING:
     import socket
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any, Unpack
 
     from notifyloop.selector import Interest
+    from notifyloop.transports.base import SocketTransport
 
 __all__ = ["Loop", "NotifyLoop", "new_event_loop"]
 
@@ -359,7 +360,7 @@ class NotifyLoop(SocketOperations):
             self._selector.remove(interest)
         return True
 
-    def _adopt(self, sock: socket.socket, transport: StreamTransport) -> Interest:
+    def _adopt(self, sock: socket.socket, transport: SocketTransport) -> Interest:
         """The interest in a transport's socket, of which nothing is wanted yet. Raises RuntimeError if it is another
         transport's.
         """
@@ -394,7 +395,7 @@ class NotifyLoop(SocketOperations):
     def _ensure_fd_no_transport(self, fd: object) -> None:
         interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
         owner = None if interest is None or interest.owner is None else interest.owner()
-        if isinstance(owner, asyncio.Transport) and not owner.is_closing():
+        if isinstance(owner, asyncio.BaseTransport) and not owner.is_closing():
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
         super()._ensure_fd_no_transport(fd)
 
@@ -488,6 +489,16 @@ class NotifyLoop(SocketOperations):
         server: base_events.Server | None = None,
     ) -> StreamTransport:
         return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> DatagramTransport:
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
 
     def _make_ssl_transport(
         self,

@@ -9,14 +9,6 @@ Sending: the first write of a turn goes to the socket at once. Later writes of t
 buffer, which is sent in one vectored call when the turn ends: a program that writes a header and then a
 body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
 writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
-
-Contexts: all callbacks of a connection run in one context, a copy of that in which the connection was made;
-whoever pauses, resumes, writes or closes does not lend it his own. asyncio lets them leak
-(https://github.com/python/cpython/issues/140947): a request that resumes reading is the context of the
-connection's next requests.
-
-Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
-closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 """
 
 from __future__ import annotations
@@ -25,14 +17,14 @@ import asyncio
 import inspect
 import socket
 import warnings
-from asyncio import base_events, constants, futures, trsock
+from asyncio import base_events, constants
 from asyncio.log import logger
-from asyncio.transports import _FlowControlMixin
 from collections import deque
-from contextvars import copy_context
 from itertools import islice
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING
+
+from notifyloop.transports.base import SocketTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["StreamTransport"]
 
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
-HIGH_WATER = 64 * 1024  # bytes; asyncio's
-LOW_WATER = HIGH_WATER // 4
 
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
 
@@ -67,38 +57,20 @@ def send_without_delay(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class StreamTransport(_FlowControlMixin, asyncio.Transport):
+class StreamTransport(SocketTransport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
     __slots__ = (
-        "__dict__",  # empty, unless somebody replaces a method: tests do
-        "__weakref__",
-        "_buffer",
-        "_buffer_size",
         "_buffered_protocol",
-        "_closing",
-        "_conn_lost",
-        "_context",
         "_empty_waiter",
         "_eof",
-        "_interest",
         "_last_write",
         "_paused",
-        "_peername",
-        "_protocol",
         "_server",
-        "_sock",
-        "_sock_fd",
     )
 
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
-
-    _loop: NotifyLoop
-    _extra: dict[str, Any] | None
-    _protocol_paused: bool
-    _high_water: int
-    _low_water: int
 
     def __init__(
         self,
@@ -110,27 +82,13 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         server: base_events.Server | None = None,
         peername: Any = None,
     ) -> None:
-        self._sock: Any = None  # __del__ looks, also when this fails
-        self._loop = loop
-        self._extra = extra
-        self._interest = loop._adopt(sock, self)
-        self._sock = sock
-        self._sock_fd = sock.fileno()
-        self._context = copy_context()
-        self._peername = peername  # kept: once the peer is gone, the system does not know it any more
-        self._protocol_paused = False
-        self._high_water = HIGH_WATER
-        self._low_water = LOW_WATER
-        self._buffer: deque[bytes | memoryview] | tuple[()] = ()  # a deque only while there is something in it
-        self._buffer_size = 0
+        self._server: Any = None  # __del__ looks, also when this fails
+        super().__init__(loop, sock, protocol, extra, peername)
         self._last_write = -1  # the turn of the last write that went to the socket at once
-        self._conn_lost = 0  # then counts writes that come too late
-        self._closing = False
         self._paused = False
         self._eof = False
         self._empty_waiter: asyncio.Future[None] | None = None
-        self.set_protocol(protocol)
-        self._server: Any = server
+        self._server = server
         if server is not None:
             if SERVER_COUNTS_TRANSPORTS:
                 server._attach(self)  # type: ignore[attr-defined]
@@ -139,73 +97,17 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         send_without_delay(sock)
         loop.call_soon(self._begin, waiter, context=self._context)
 
-    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._loop.call_exception_handler(
-                {
-                    "message": "Exception in callback connection_made",
-                    "exception": error,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
-        if self.is_reading():
-            self._start_reading()
-        if waiter is not None:
-            futures._set_result_unless_cancelled(waiter, None)  # type: ignore[attr-defined]
-
-    # ---- what it is
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As asyncio's: "socket", "sockname" and "peername", found out when first asked for."""
-        extra = self._extra
-        if extra is None:
-            extra = self._extra = {"peername": self._peername} if self._peername else {}
-        if name not in extra and self._sock is not None:
-            try:
-                if name == "socket":
-                    extra[name] = trsock.TransportSocket(self._sock)
-                elif name == "sockname":
-                    extra[name] = self._sock.getsockname()
-                elif name == "peername":
-                    extra[name] = self._sock.getpeername()
-            except OSError:
-                extra[name] = None
-        return extra.get(name, default)
-
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol: Any = protocol
+        super().set_protocol(protocol)
         self._buffered_protocol = takes_buffers(protocol)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        protocol: asyncio.BaseProtocol = self._protocol
-        return protocol
-
-    def is_closing(self) -> bool:
-        return self._closing
 
     def is_reading(self) -> bool:
         return not self._closing and not self._paused
 
-    def get_write_buffer_size(self) -> int:
-        return self._buffer_size
-
     def can_write_eof(self) -> bool:
         return True
 
-    def __repr__(self) -> str:
-        state = "closed " if self._sock is None else "closing " if self._closing else ""
-        reading = "" if self._sock is None or self.is_reading() else " paused"
-        return f"<{type(self).__name__} {state}fd={self._sock_fd}{reading} write_buffer={self._buffer_size}>"
-
     # ---- receiving
-
-    def _start_reading(self) -> None:
-        self._loop._want(self._interest, EVENT_READ, self._loop._handle(self._read_ready, (), self._context))
 
     def pause_reading(self) -> None:
         if self._closing or self._paused:
@@ -218,9 +120,6 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
             return
         self._paused = False
         self._start_reading()
-
-    def _stop_reading(self) -> None:
-        self._loop._want(self._interest, EVENT_READ, None)
 
     def _read_ready(self) -> None:
         if self._conn_lost:
@@ -359,9 +258,6 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
             self._await_writability()
 
-    def _await_writability(self) -> None:
-        self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, (), self._context))
-
     def _write_ready(self) -> None:
         if not self._conn_lost and self._send_buffer() and not self._buffer:
             self._loop._want(self._interest, EVENT_WRITE, None)
@@ -406,17 +302,6 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
                 self._sock.shutdown(socket.SHUT_WR)
         return True
 
-    # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
-    # the same to look at, and can always be entered.
-
-    def _maybe_pause_protocol(self) -> None:
-        if not self._protocol_paused and self._buffer_size > self._high_water:
-            self._context.copy().run(super()._maybe_pause_protocol)  # type: ignore[misc]
-
-    def _maybe_resume_protocol(self) -> None:
-        if self._protocol_paused and self._buffer_size <= self._low_water:
-            self._context.copy().run(super()._maybe_resume_protocol)  # type: ignore[misc]
-
     def write_eof(self) -> None:
         if self._closing or self._eof:
             return
@@ -439,52 +324,11 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     # ---- the end
 
-    def close(self) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        if self._buffer:
-            self._stop_reading()
-        else:
-            self._lose(None)
-
-    def abort(self) -> None:
-        self._force_close(None)
-
-    def _force_close(self, error: BaseException | None) -> None:
-        if self._conn_lost:
-            return
-        self._closing = True
-        self._buffer = ()
-        self._buffer_size = 0
-        self._lose(error)
-
-    def _lose(self, error: BaseException | None) -> None:
-        self._conn_lost += 1
-        self._loop._forget(self._sock_fd)
-        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
-
-    def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
-        if isinstance(error, OSError):
-            if self._loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=True)
-        else:
-            self._loop.call_exception_handler(
-                {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
-            )
-        self._force_close(error)
-
-    def _call_connection_lost(self, error: BaseException | None) -> None:
-        try:
-            self._protocol.connection_lost(error)
-        finally:
-            self._sock.close()
-            self._sock = None
-            self._protocol = None
-            self._loop = None  # type: ignore[assignment]
-            self._detach()
-            if self._empty_waiter is not None and not self._empty_waiter.done():
-                self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
+    def _release(self) -> None:
+        super()._release()
+        self._detach()
+        if self._empty_waiter is not None and not self._empty_waiter.done():
+            self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
     def _detach(self) -> None:
         server, self._server = self._server, None
@@ -496,6 +340,5 @@ class StreamTransport(_FlowControlMixin, asyncio.Transport):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self._sock is not None:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._sock.close()
+            super().__del__(_warn)
             self._detach()

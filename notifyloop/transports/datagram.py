@@ -1,0 +1,128 @@
+"""Datagram transports, for UDP and Unix sockets.
+
+Receiving: a readable socket may have many datagrams waiting, and each costs its own call. So several are taken
+for one notification, until the socket has no more, but not so many that other sockets have to wait long.
+
+Sending: each datagram goes to the socket at once; what it does not take is kept, and sent in order when it is
+writable. Errors of single datagrams, such as that a peer's port is closed, are the protocol's to hear of
+(`error_received`) and never end the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import constants
+from asyncio.log import logger
+from collections import deque
+from selectors import EVENT_WRITE
+from typing import TYPE_CHECKING
+
+from notifyloop.transports.base import SocketTransport
+
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from notifyloop.loop import NotifyLoop
+
+__all__ = ["DatagramTransport"]
+
+MAX_SIZE = 256 * 1024  # bytes; asyncio's. No datagram is that large.
+MOST_AT_ONCE = 64  # datagrams received for one notification
+OVERHEAD = 8  # bytes that a datagram kept counts beside its own: many empty ones are not nothing
+
+
+class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
+    """A datagram socket; made by `create_datagram_endpoint`."""
+
+    __slots__ = ("_address",)
+
+    def __init__(
+        self,
+        loop: NotifyLoop,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(loop, sock, protocol, extra)
+        self._address = address  # the one peer, of a transport that was made with remote_addr
+        loop.call_soon(self._begin, waiter, context=self._context)
+
+    # ---- receiving
+
+    def _read_ready(self) -> None:
+        sock, protocol = self._sock, self._protocol
+        for _ in range(MOST_AT_ONCE):
+            if self._conn_lost or self._closing:
+                return
+            try:
+                data, address = sock.recvfrom(MAX_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                protocol.error_received(error)
+                return
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal read error on datagram transport")
+                return
+            protocol.datagram_received(data, address)
+
+    # ---- sending
+
+    def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
+            )
+        if self._address and addr not in (None, self._address):
+            raise ValueError(f"Invalid address: must be None or {self._address}")
+        if self._conn_lost:
+            if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+                logger.warning("socket.send() raised exception.")
+            self._conn_lost += 1
+            return
+        if not self._buffer:
+            if self._send(data, addr):
+                return
+            self._await_writability()
+            self._buffer = deque()
+        self._buffer.append((bytes(data), addr))
+        self._buffer_size += len(data) + OVERHEAD
+        self._maybe_pause_protocol()
+
+    def _send(self, data: bytes | bytearray | memoryview, addr: Any) -> bool:
+        """Returns whether this datagram is done with, sent or not; False if the socket would block."""
+        try:
+            if addr is None or self._address:
+                self._sock.send(data)
+            else:
+                self._sock.sendto(data, addr)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._protocol.error_received(error)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal write error on datagram transport")
+        return True
+
+    def _write_ready(self) -> None:
+        while self._buffer:
+            data, addr = self._buffer[0]
+            if not self._send(data, addr):
+                break
+            if self._conn_lost:
+                return
+            self._buffer.popleft()
+            self._buffer_size -= len(data) + OVERHEAD
+        self._maybe_resume_protocol()  # may send more, or end it
+        if not self._buffer and not self._conn_lost:
+            self._buffer = ()
+            self._loop._want(self._interest, EVENT_WRITE, None)
+            if self._closing:
+                self._lose(None)
