@@ -103,7 +103,6 @@ class NotifyLoop(SocketOperations):
     _internal_fds: int
     _check_closed: Callable[[], None]
     _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
-    _start_serving: Callable[..., None]
     _check_thread: Callable[[], None]
     _check_callback: Callable[[object, str], None]
 
@@ -304,7 +303,7 @@ class NotifyLoop(SocketOperations):
                 handle._run()
                 seconds = self.time() - started
                 if seconds >= self.slow_callback_duration:
-                    logger.warning(
+                    base_events.logger.warning(  # type: ignore[attr-defined]
                         "Executing %s took %.3f seconds",
                         base_events._format_handle(handle),  # type: ignore[attr-defined]
                         seconds,
@@ -393,11 +392,12 @@ class NotifyLoop(SocketOperations):
             self._selector.forget(interest)
 
     def _ensure_fd_no_transport(self, fd: object) -> None:
+        if self.is_closed():
+            return
         interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
         owner = None if interest is None or interest.owner is None else interest.owner()
         if isinstance(owner, asyncio.BaseTransport) and not owner.is_closing():
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
-        super()._ensure_fd_no_transport(fd)
 
     async def _sendfile_native(self, transp: StreamTransport, file: Any, offset: int, count: int | None) -> int:
         reading = transp.is_reading()
@@ -422,12 +422,14 @@ class NotifyLoop(SocketOperations):
         sslcontext: ssl.SSLContext | None = None,
         server: base_events.Server | None = None,
         backlog: int = 100,
-        *timeouts: float | None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
     ) -> None:
         """Accept what waits, up to `backlog` connections in one turn.
 
         Nothing that happens to one connection ends the listening. Where descriptors or memory are short, it pauses.
         """
+        timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
         for _ in range(backlog):
             try:
                 connection, address = sock.accept()
@@ -447,8 +449,8 @@ class NotifyLoop(SocketOperations):
                     }
                 )
                 self._remove_reader(sock.fileno())
-                arguments = (protocol_factory, sock, sslcontext, server, backlog, *timeouts)
-                self.call_later(constants.ACCEPT_RETRY_DELAY, self._accept_again, sock, arguments)
+                arguments: tuple[Any, ...] = (protocol_factory, sock, sslcontext, server, backlog, *timeouts)
+                self.call_later(constants.ACCEPT_RETRY_DELAY, self._start_serving, *arguments)
                 return
             if self._debug:
                 logger.debug("%r got a new connection from %r: %r", server, address, connection)
@@ -473,9 +475,11 @@ class NotifyLoop(SocketOperations):
                     }
                 )
 
-    def _accept_again(self, sock: socket.socket, arguments: tuple[Any, ...]) -> None:
-        if sock.fileno() >= 0:  # the server was not closed meanwhile
-            self._start_serving(*arguments)
+    def _start_serving(
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], sock: socket.socket, *arguments: Any
+    ) -> None:
+        if sock.fileno() != -1:  # or the server was closed while accepting paused
+            super()._start_serving(protocol_factory, sock, *arguments)  # type: ignore[misc]
 
     # ---- transports
 

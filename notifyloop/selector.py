@@ -338,6 +338,8 @@ class NotificationSelector(BaseSelector):
     def close(self) -> None:
         """Close the port. Descriptors stay open; closing twice is no error."""
         self.port.close()
+        for interest in self.interests.values():
+            interest.data = (None, None)  # an owner may hold it, and it what calls the owner
         self.interests.clear()
         self.by_key.clear()
         self.disarmed.clear()

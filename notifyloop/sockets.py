@@ -83,10 +83,12 @@ class SocketOperations(SelectorEventLoop):
 
     _selector: NotificationSelector
     _debug: bool
+    _check_closed: Callable[[], None]
     _ensure_fd_no_transport: Callable[[object], None]
     _ensure_resolved: Callable[..., Any]
 
     def _check_socket(self, sock: socket.socket) -> None:
+        self._check_closed()
         base_events._check_ssl_socket(sock)  # type: ignore[attr-defined]
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")

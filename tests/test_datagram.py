@@ -250,7 +250,8 @@ def test_extra_info(loop: Loop) -> None:
 
 
 def test_an_unclosed_transport_warns(notify_loop: notifyloop.NotifyLoop) -> None:
-    made = [notify_loop.run_until_complete(endpoint(local_addr=LOCAL))]
+    coroutine = notify_loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=LOCAL)
+    made = [notify_loop.run_until_complete(coroutine)]
     notify_loop.close()
     with pytest.warns(ResourceWarning, match="unclosed transport"):
         collect(made)
