@@ -100,7 +100,7 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
             except OSError as error:
                 logger.error("Unable to clean up listening UNIX socket %r: %r", str(path), error)
 
-    if sys.version_info < (3, 12):
+    if sys.version_info < (3, 13):  # Python 3.12 has the timeout, but its first versions wait all the same
         _default_executor: ThreadPoolExecutor | None
         _executor_shutdown_called: bool
 

@@ -182,7 +182,7 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
         if entry["test"] not in excused and any(fnmatch.fnmatchcase(test, entry["test"]) for test in tests)
     ]
 
-    for test in unexpected:
+    for test in unexpected + flaky:
         print(f"\n== {test}: {outcomes[test][0]}\n{outcomes[test][1]}")
     for title, names in (
         ("passed only at the second try", flaky),
