@@ -34,7 +34,7 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import SocketOperations, Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import DatagramTransport, StreamTransport, TLSProtocol
+from notifyloop.transports import DatagramTransport, Readiness, StreamTransport, TLSProtocol
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from typing import Any, Unpack
 
     from notifyloop.selector import Interest
-    from notifyloop.transports.base import SocketTransport
 
 __all__ = ["Loop", "NotifyLoop", "new_event_loop"]
 
@@ -61,6 +60,10 @@ SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
 CANCELLED_SHARE = 0.5
 MIN_TIMERS = 100
+
+
+def A_TRANSPORT() -> None:  # noqa: N802 - a constant
+    """The owner of interests that are transports'. A weak reference to each would say which, and cost each memory."""
 
 
 class Turn:
@@ -313,10 +316,8 @@ class NotifyLoop(SocketOperations):
 
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
-    def _handle(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None = None
-    ) -> asyncio.Handle:
-        return (asyncio.Handle if self._debug else Handle)(callback, args, self, context)
+    def _handle(self, callback: Callable[..., object], args: tuple[Any, ...]) -> asyncio.Handle:
+        return (asyncio.Handle if self._debug else Handle)(callback, args, self)
 
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
         return self._watch(fd, EVENT_READ, self._handle(callback, args))
@@ -359,14 +360,14 @@ class NotifyLoop(SocketOperations):
             self._selector.remove(interest)
         return True
 
-    def _adopt(self, sock: socket.socket, transport: SocketTransport) -> Interest:
-        """The interest in a transport's socket, of which nothing is wanted yet. Raises RuntimeError if it is another
-        transport's.
+    def _adopt(self, sock: socket.socket) -> Interest:
+        """The interest in a new transport's socket, of which nothing is wanted yet. Raises RuntimeError if it is
+        another transport's.
         """
         self._ensure_fd_no_transport(sock)
-        return self._selector.adopt(sock, weakref.ref(transport))
+        return self._selector.adopt(sock, A_TRANSPORT)
 
-    def _want(self, interest: Interest, event: int, handle: asyncio.Handle | None) -> None:
+    def _want(self, interest: Interest, event: int, handle: Readiness | None) -> None:
         """Have the readiness of a transport's socket call back, from the next wait on, or no more."""
         reader, writer = interest.data
         if event == EVENT_READ:
@@ -395,9 +396,9 @@ class NotifyLoop(SocketOperations):
         if self.is_closed():
             return
         interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
-        owner = None if interest is None or interest.owner is None else interest.owner()
-        if isinstance(owner, asyncio.BaseTransport) and not owner.is_closing():
-            raise RuntimeError(f"File descriptor {fd!r} is used by transport {owner!r}")
+        if interest is not None and interest.owner is A_TRANSPORT:
+            users = [repr(handle._transport) for handle in interest.data if isinstance(handle, Readiness)]
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {users[0] if users else 'that is paused'}")
 
     async def _sendfile_native(self, transp: StreamTransport, file: Any, offset: int, count: int | None) -> int:
         reading = transp.is_reading()
@@ -408,7 +409,7 @@ class NotifyLoop(SocketOperations):
         try:
             return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
         finally:
-            interest.owner = weakref.ref(transp)
+            interest.owner = A_TRANSPORT
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from socket import socket
     from typing import Any
-    from weakref import ReferenceType
 
     from notifyloop.port.registration import HasFileno
 
@@ -81,7 +80,7 @@ class Interest:
         self.fd = fd
         self.events = events
         self.data = data
-        self.owner: ReferenceType[Any] | None = None  # who tells before it closes the descriptor
+        self.owner: Callable[[], object] | None = None  # who tells before it closes the descriptor, as a weak reference
         self.drained = False  # of what there was to receive, as far as the owner knows
         self.key = next_generation()
         self.enable = self.order() if events else b""
@@ -181,7 +180,7 @@ class NotificationSelector(BaseSelector):
         self.remove(interest)
         return interest.selector_key()
 
-    def adopt(self, sock: socket, owner: ReferenceType[Any]) -> Interest:
+    def adopt(self, sock: socket, owner: Callable[[], object]) -> Interest:
         """The interest in a socket, for somebody who keeps it, and will call `forget` before he closes it, or be gone.
         What he wants of it he says with `want`. What rests there of another socket is removed.
         """

@@ -28,10 +28,61 @@ if TYPE_CHECKING:
 
     from notifyloop.loop import NotifyLoop
 
-__all__ = ["SocketTransport"]
+__all__ = ["Readiness", "SocketTransport"]
 
 HIGH_WATER = 64 * 1024  # bytes; asyncio's
 LOW_WATER = HIGH_WATER // 4
+
+
+class Readiness:
+    """What an interest calls back for a transport: a handle, as small as it can be, for each connection has one."""
+
+    __slots__ = ("_cancelled", "_transport")
+
+    # Whatever looks at handles in debug mode finds these.
+    _callback = None
+    _source_traceback = None
+
+    def __init__(self, transport: SocketTransport) -> None:
+        self._cancelled = False
+        self._transport = transport
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def _failed(self, error: BaseException) -> None:
+        self._transport._loop.call_exception_handler(
+            {"message": f"Exception in {self!r}", "exception": error, "transport": self._transport}
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._transport!r}>"
+
+
+class Reader(Readiness):
+    __slots__ = ()
+
+    def _run(self) -> None:
+        transport = self._transport
+        try:
+            transport._context.run(transport._read_ready)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._failed(error)
+
+
+class Writer(Readiness):
+    __slots__ = ()
+
+    def _run(self) -> None:
+        transport = self._transport
+        try:
+            transport._context.run(transport._write_ready)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._failed(error)
 
 
 class SocketTransport(_FlowControlMixin, asyncio.Transport):
@@ -71,7 +122,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         self._sock: Any = None  # __del__ looks, also when this fails
         self._loop = loop
         self._extra = extra
-        self._interest = loop._adopt(sock, self)
+        self._interest = loop._adopt(sock)
         self._sock = sock
         self._sock_fd = sock.fileno()
         self._context = copy_context()
@@ -147,13 +198,13 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
     # ---- readiness
 
     def _start_reading(self) -> None:
-        self._loop._want(self._interest, EVENT_READ, self._loop._handle(self._read_ready, (), self._context))
+        self._loop._want(self._interest, EVENT_READ, Reader(self))
 
     def _stop_reading(self) -> None:
         self._loop._want(self._interest, EVENT_READ, None)
 
     def _await_writability(self) -> None:
-        self._loop._want(self._interest, EVENT_WRITE, self._loop._handle(self._write_ready, (), self._context))
+        self._loop._want(self._interest, EVENT_WRITE, Writer(self))
 
     # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
     # the same to look at, and can always be entered.
@@ -218,4 +269,5 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self._sock is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._loop._forget(self._sock_fd)
             self._sock.close()
