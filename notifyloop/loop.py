@@ -85,6 +85,14 @@ class Turn:
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
 
+def peer_of(sock: socket.socket) -> Any:
+    """The peer's address, or None. Asked while there is a peer: once it is gone, the system does not know it."""
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None
+
+
 class NotifyLoop(SocketOperations):
     """An asyncio event loop on a completion port.
 
@@ -493,7 +501,7 @@ class NotifyLoop(SocketOperations):
         extra: dict[str, Any] | None = None,
         server: base_events.Server | None = None,
     ) -> StreamTransport:
-        return StreamTransport(self, sock, protocol, waiter, extra, server)
+        return StreamTransport(self, sock, protocol, waiter, extra, server, peer_of(sock))
 
     def _make_datagram_transport(
         self,
@@ -519,7 +527,7 @@ class NotifyLoop(SocketOperations):
         **timeouts: Any,
     ) -> asyncio.Transport:
         tls = TLSProtocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
-        StreamTransport(self, rawsock, tls, None, extra, server)
+        StreamTransport(self, rawsock, tls, None, extra, server, peer_of(rawsock))
         transport: asyncio.Transport = tls._app_transport
         return transport
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,3 +90,25 @@ async def test_closing_from_resume_writing_loses_the_connection_once() -> None:
         await asyncio.sleep(0)
     assert protocol.lost == [None]
     assert reported == []
+
+
+@pytest.mark.asyncio
+async def test_the_address_of_a_peer_that_is_gone() -> None:
+    """Though it was never asked for before."""
+
+    class Late(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.peer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.peer.set_result(self.transport.get_extra_info("peername"))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _, protocol = await asyncio.get_running_loop().create_connection(Late, *listener.getsockname())
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        peer.close()
+        assert await protocol.peer == listener.getsockname()
