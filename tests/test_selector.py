@@ -339,3 +339,18 @@ class TestOurs:
         ours.unregister(pair[0])
         ours.register(pair[0], EVENT_READ, "again")
         assert [key.data for key, _ in ours.select(1)] == ["again"]
+
+    def test_packets_of_other_origins_are_handed_on_by_their_key(self, ours: NotificationSelector, pair: Pair) -> None:
+        found: list[tuple[str, int, int]] = []
+        ours.foreign[0] = lambda overlapped, value: found.append(("zero", overlapped, value))
+        ours.foreign[5] = lambda overlapped, value: found.append(("five", overlapped, value))
+        ours.register(pair[0], EVENT_WRITE)
+        for key, value in ((5, 1), (0, 2), (6, 3), (5, 4)):
+            ours.port.post(key, value)
+        ours.wake_up()
+        ready: list[int] = []
+        while len(found) < 3 or not ready:
+            ready += [key.fd for key, _ in ours.select(1)]
+        assert found == [("five", 0, 1), ("zero", 0, 2), ("five", 0, 4)]
+        assert pair[0].fileno() in ready
+        assert ours.stale_notifications == 1  # nobody wants the key 6
