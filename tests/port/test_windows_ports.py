@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from conftest import Network, Pair
 
+WAIT_TIMEOUT = 258
 PERSISTENT = Trigger.LEVEL | Trigger.PERSISTENT
 
 pytestmark = pytest.mark.only("windows", reason="of Windows")
@@ -163,6 +164,67 @@ class TestPersistent:
         port.disable(registration)
         assert port.process() == []
         assert port.counters().kernel_changes == 1
+
+
+@pytest.mark.only("winsock", reason="nothing else makes the native call")
+class TestNativeCall:
+    """What is passed to it, and what is made of its results."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Filled with what the call returns and the result of its last registration; then with what it was given."""
+        from notifyloop.port import winsock  # noqa: PLC0415
+
+        calls: list[Any] = []
+
+        def call(
+            handle: Any, count: int, registrations: Any, timeout: int, room: int, entries: Any, received: Any
+        ) -> int:
+            assert bool(registrations) == bool(count)
+            assert bool(entries) == bool(received) == bool(room)
+            code, result = calls.pop(0)
+            calls.append((count, timeout, room))
+            if count:
+                registrations[count - 1].registrationResult = result
+            return int(code)
+
+        monkeypatch.setattr(winsock, "ProcessSocketNotifications", call)
+        return calls
+
+    def test_only_waiting(self, port: CompletionPort, calls: list[Any]) -> None:
+        for timeout, milliseconds in ((0, 0), (0.0015, 2), (None, 0xFFFFFFFF)):
+            calls[:] = [(WAIT_TIMEOUT, 0)]
+            assert port.process(timeout=timeout, max_notifications=5) == []
+            assert calls == [(0, milliseconds, 5)]
+
+    def test_only_registering(self, port: CompletionPort, pair: Pair, calls: list[Any]) -> None:
+        calls[:] = [(0, 0)]
+        port.process([Registration(pair[0]), Registration(pair[1])], timeout=5, max_notifications=0)
+        assert calls == [(2, 0, 0)]
+
+    @pytest.mark.parametrize("code", [WAIT_TIMEOUT, 1460])
+    def test_both_codes_of_a_timeout_still_bring_results(
+        self, port: CompletionPort, pair: Pair, calls: list[Any], code: int
+    ) -> None:
+        calls[:] = [(code, 10038)]
+        good, bad = Registration(pair[0]), Registration(pair[1])
+        assert port.process([good, bad]) == []
+        assert (good.result, bad.result) == (0, 10038)
+        assert port.counters().registrations == 1
+
+    @pytest.mark.parametrize(
+        ("code", "exception"), [(8, MemoryError), (10022, OSError), (87, OSError), (6, ValueError), (735, ValueError)]
+    )
+    def test_where_it_fails_nothing_was_changed(
+        self, port: CompletionPort, pair: Pair, calls: list[Any], code: int, exception: type[Exception]
+    ) -> None:
+        calls[:] = [(code, 1168)]
+        registration = Registration(pair[0])
+        with pytest.raises(exception):
+            port.process([registration])
+        assert registration.result == 0
+        counters = port.counters()
+        assert (counters.registrations, counters.notifications) == (0, 0)
 
 
 @pytest.mark.parametrize(
