@@ -262,34 +262,33 @@ def test_closed_behind_its_back(
     assert port.process() == []
 
 
-def pair_with(descriptor: int) -> tuple[socket.socket, socket.socket]:
+def connect_as(descriptor: int, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
     """Connected sockets, the first with a descriptor that is free."""
-    heir, peer = socket.socketpair()
-    if sys.platform == "win32":  # where the lowest that is free is given out, sooner or later
-        with contextlib.ExitStack() as others:
+    with contextlib.ExitStack() as others:
+        heir = socket.create_connection(listener.getsockname())
+        if sys.platform == "win32":  # where the lowest that is free is given out, sooner or later
             while heir.fileno() != descriptor:
                 others.enter_context(heir)
-                others.enter_context(peer)
-                heir, peer = socket.socketpair()
-    elif peer.fileno() == descriptor:
-        heir, peer = peer, heir
-    elif heir.fileno() != descriptor:
-        os.dup2(heir.fileno(), descriptor)
-        heir.close()
-        heir = socket.socket(fileno=descriptor)
-    return heir, peer
+                others.enter_context(listener.accept()[0])
+                heir = socket.create_connection(listener.getsockname())
+        elif heir.fileno() != descriptor:
+            os.dup2(heir.fileno(), descriptor)
+            heir.close()
+            heir = socket.socket(fileno=descriptor)
+        return heir, listener.accept()[0]
 
 
 def test_closed_behind_its_back_by_its_owner(
     port: CompletionPort, pair: tuple[socket.socket, socket.socket], log: Log
 ) -> None:
     """The descriptor's next life is left alone."""
+    listener = socket.create_server(("127.0.0.1", 0))
     heirs: list[socket.socket] = []
 
     def on_ready(owned: OwnedSocket, events: Event) -> None:
         descriptor = owned.socket.fileno()
         owned.socket.close()
-        heirs.extend(pair_with(descriptor))
+        heirs.extend(connect_as(descriptor, listener))
 
     owned = OwnedSocket(port, pair[0], on_ready, log.on_release)
     owned.register()
@@ -298,7 +297,7 @@ def test_closed_behind_its_back_by_its_owner(
     assert_released_once(owned, log)
     assert isinstance(owned.error, OSError)
     assert owned.error.errno == errno.EBADF
-    with heirs[0], heirs[1]:
+    with listener, heirs[0], heirs[1]:
         heirs[1].send(b"data")
         assert port.process() == []
         OwnedSocket(port, heirs[0], log.on_ready).register()

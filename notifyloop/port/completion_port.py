@@ -201,12 +201,12 @@ class CompletionPort:
         events = Event(value)
         registration = live.get(key)
         if registration is None:
-            return Notification(key, events, None, value, overlapped)
+            return Notification(key, events, None, value, 0)
         if events & Event.REMOVE:
             with self._lock:
                 if self._by_socket.get(registration.socket) is not registration:  # or it was made again
                     live.pop(key, None)
-        return Notification(registration.key, events, registration, value, overlapped)
+        return Notification(registration.key, events, registration, value, 0)  # the rest is Winsock's own
 
     def _apply(self, registration: Registration, operation: Operation) -> None:
         registration.operation = operation

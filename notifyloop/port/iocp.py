@@ -42,6 +42,7 @@ def stdcall(declarations: str) -> str:
 
 ffi = FFI()
 ffi.cdef(stdcall(DECLARATIONS + WINDOWS_FUNCTIONS))
+windows: Any = ffi  # what it has on Windows only
 kernel32: Any = ffi.dlopen("kernel32.dll")
 NULL = ffi.NULL
 
@@ -68,7 +69,7 @@ def errno_of(code: int) -> int:
 
 def describe(result: int) -> tuple[int, str]:
     """The errno that is nearest to a registration's result, and what that means: here it is Windows' error code."""
-    _, meaning = ffi.getwinerror(result)  # type: ignore[attr-defined]
+    _, meaning = windows.getwinerror(result)
     return errno_of(result), f"{meaning} (Windows error {result})"
 
 

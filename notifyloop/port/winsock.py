@@ -29,13 +29,20 @@ __all__ = ["describe", "ffi", "lib", "name", "system_handle"]
 
 name = "winsock"
 
-dll = os.environ.get("NOTIFYLOOP_WINSOCK_DLL") or "ws2_32.dll"
-try:
-    ProcessSocketNotifications: Any = ffi.dlopen(dll).ProcessSocketNotifications  # type: ignore[attr-defined]
-except (AttributeError, OSError) as error:
-    raise ImportError(
-        f"{dll} has no ProcessSocketNotifications, which Windows has from 11 and Server 2022 on"
-    ) from error
+
+def find_call() -> Any:
+    forced = os.environ.get("NOTIFYLOOP_WINSOCK_DLL")
+    names = [forced] if forced else ["ws2_32.dll", "mswsock.dll"]  # the first only passes the call on to the second
+    for name in names:
+        try:
+            dll: Any = ffi.dlopen(name)
+            return dll.ProcessSocketNotifications
+        except (AttributeError, OSError):
+            continue
+    raise ImportError(f"{names[0]} has no ProcessSocketNotifications, which Windows has from 11 and Server 2022 on")
+
+
+ProcessSocketNotifications: Any = find_call()
 
 ENABLE: int = kernel32.SOCK_NOTIFY_OP_ENABLE
 REMOVE: int = kernel32.SOCK_NOTIFY_OP_REMOVE

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop.port import CompletionPort, Event, Operation, Registration, Trigger
+from notifyloop.port.abi import REGISTRATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -256,13 +257,26 @@ class TestChangesWhileOthersWait:
 class TestRegisteringWithALongWait:
     """The call that registered may return when all has changed since."""
 
+    @staticmethod
+    def registered(port: CompletionPort, registration: Registration) -> None:
+        """Until another thread's call, which waits now, has registered this one. It is disabled then."""
+        batch = port.batch()
+        disable = REGISTRATION.pack(registration.socket, registration.generation, 0, Operation.DISABLE, 0, 0)
+
+        def known() -> bool:
+            batch.exchange(disable, 0, 0)
+            return not batch.failures
+
+        until(known)
+
     def test_the_successor_keeps_its_key(self, port: CompletionPort, network: Network, crew: Crew) -> None:
-        first = network.udp()
-        descriptor = first.fileno()
+        sock = network.udp()
+        descriptor = sock.fileno()
+        first = Registration(sock, "first")
         woken: list[Notification] = []
-        crew.start(lambda: woken.extend(port.process([Registration(first, "first")], timeout=None)))
-        until(lambda: port.counters().registrations == 1)
-        first.close()
+        crew.start(lambda: woken.extend(port.process([first], timeout=None)))
+        self.registered(port, first)
+        sock.close()
         successor = network.reuse(descriptor)
         second = Registration(successor, "second")
         port.enable(second)
@@ -276,8 +290,9 @@ class TestRegisteringWithALongWait:
         self, port: CompletionPort, network: Network, crew: Crew
     ) -> None:
         registration = Registration(network.udp(), "ours", operation=Operation.REMOVE)
-        crew.start(lambda: port.process([registration], timeout=None))
-        waiting(port, 1)
+        after = Registration(network.udp(), "after")
+        crew.start(lambda: port.process([registration, after], timeout=None))
+        self.registered(port, after)
         registration.operation = Operation.ENABLE
         port.process([registration], max_notifications=0)
         port.post(1)
