@@ -553,6 +553,24 @@ loop.close()
         notify_loop.run_forever()
         assert turns < 100
 
+    def test_slow_callbacks_are_interrupted_sooner(
+        self, notify_loop: notifyloop.NotifyLoop, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The port is asked after the turn in which a millisecond has passed, however few turns that were."""
+        now, turns, waits = 0.0, 0, []
+        monkeypatch.setattr("notifyloop.loop.monotonic", lambda: now)
+
+        def spin() -> None:
+            nonlocal now, turns
+            now += 0.0004
+            turns += 1
+            waits.append(notify_loop.statistics().waits)
+            (notify_loop.call_soon(spin) if turns < 60 else notify_loop.stop())
+
+        notify_loop.call_soon(spin)
+        notify_loop.run_forever()
+        assert 10 <= len(set(waits)) <= 20
+
     def test_ready_callbacks_do_not_starve_timers(self, notify_loop: notifyloop.NotifyLoop) -> None:
         def spin() -> None:
             notify_loop.call_soon(spin)

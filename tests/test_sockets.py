@@ -1,0 +1,260 @@
+"""The `sock_*` coroutines, on every loop where it has the feature."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+
+    import notifyloop
+
+Loop = asyncio.AbstractEventLoop
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        yield ours, theirs
+
+
+def run(loop: Loop, main: Coroutine[Any, Any, None]) -> None:
+    loop.run_until_complete(asyncio.wait_for(main, 30))
+
+
+async def waiting(loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task that has got as far as it comes by itself."""
+    task = loop.create_task(coroutine)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+def test_messages_there_and_back(loop: Loop, pair: Pair) -> None:
+    """Short reads, full reads, and reads that find something at once."""
+    ours, theirs = pair
+
+    async def main() -> None:
+        for number in range(50):
+            receiving = await waiting(loop, loop.sock_recv(ours, 100))
+            await loop.sock_sendall(theirs, b"%d" % number)
+            assert await receiving == b"%d" % number
+        await loop.sock_sendall(theirs, bytes(250))
+        assert [len(await loop.sock_recv(ours, 100)) for _ in range(3)] == [100, 100, 50]
+        await loop.sock_sendall(theirs, b"there before anybody asks")
+        assert await loop.sock_recv(ours, 100) == b"there before anybody asks"
+        theirs.close()
+        assert await loop.sock_recv(ours, 100) == b""
+        assert await loop.sock_recv(ours, 100) == b""
+
+    run(loop, main())
+
+
+def test_both_directions_at_once(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    data = bytes(range(256)) * 8192
+
+    async def receive_all(sock: socket.socket) -> bytes:
+        received = bytearray()
+        while len(received) < len(data):
+            received += await loop.sock_recv(sock, 65536)
+        return bytes(received)
+
+    async def main() -> None:
+        results = await asyncio.gather(
+            loop.sock_sendall(ours, data), loop.sock_sendall(theirs, data), receive_all(ours), receive_all(theirs)
+        )
+        assert results[2:] == [data, data]
+
+    run(loop, main())
+
+
+def test_nothing_is_lost_by_cancelling(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+
+    async def main() -> None:
+        for _ in range(10):
+            receiving = await waiting(loop, loop.sock_recv(ours, 100))
+            receiving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await receiving
+        theirs.send(b"still there")
+        assert await loop.sock_recv(ours, 100) == b"still there"
+
+    run(loop, main())
+
+
+def test_a_socket_that_is_closed_meanwhile(loop: Loop, pair: Pair) -> None:
+    """It stays open below until the coroutine is done. asyncio's would wait for ever."""
+    if type(loop) is asyncio.SelectorEventLoop or type(loop).__module__ == "asyncio.unix_events":
+        pytest.skip("asyncio forgets the coroutine")
+    ours, theirs = pair
+
+    async def main() -> None:
+        receiving = await waiting(loop, loop.sock_recv(ours, 100))
+        ours.close()
+        theirs.send(b"in time")
+        assert await receiving == b"in time"
+        assert ours.fileno() == -1
+
+    run(loop, main())
+
+
+def test_closing_the_loop_closes_what_was_only_waited_for(notify_loop: notifyloop.NotifyLoop, pair: Pair) -> None:
+    ours, _ = pair
+
+    async def main() -> None:
+        await waiting(notify_loop, notify_loop.sock_recv(ours, 100))
+        ours.close()
+        assert ours.fileno() != -1
+
+    run(notify_loop, main())
+    notify_loop.close()
+    assert ours.fileno() == -1
+
+
+def test_the_next_socket_with_the_same_number(loop: Loop, pair: Pair) -> None:
+    """Its predecessor's registration rests with the port when it comes."""
+    ours, theirs = pair
+
+    async def echo(left: socket.socket, right: socket.socket) -> None:
+        receiving = await waiting(loop, loop.sock_recv(left, 100))
+        right.send(b"x")
+        assert await receiving == b"x"
+
+    async def main() -> None:
+        await echo(ours, theirs)
+        number = ours.fileno()
+        ours.close()
+        for _ in range(3):
+            left, right = socket.socketpair()
+            with left, right:
+                assert left.fileno() == number
+                left.setblocking(False)
+                await echo(left, right)
+        descriptor = socket.socketpair()
+        with descriptor[0], descriptor[1]:
+            readable = asyncio.Event()
+            loop.add_reader(descriptor[0].fileno(), readable.set)
+            descriptor[1].send(b"x")
+            await readable.wait()
+            loop.remove_reader(descriptor[0].fileno())
+
+    run(loop, main())
+
+
+def test_the_same_file_in_another_socket_object(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+
+    async def main() -> None:
+        receiving = await waiting(loop, loop.sock_recv(ours, 100))
+        theirs.send(b"first")
+        assert await receiving == b"first"
+        with socket.socket(fileno=ours.detach()) as again:
+            receiving = await waiting(loop, loop.sock_recv(again, 100))
+            theirs.send(b"second")
+            assert await receiving == b"second"
+
+    run(loop, main())
+
+
+def test_sockets_are_not_kept_alive(notify_loop: notifyloop.NotifyLoop) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def main(sock: socket.socket) -> None:
+        receiving = await waiting(notify_loop, notify_loop.sock_recv(sock, 100))
+        theirs.send(b"x")
+        await receiving
+
+    run(notify_loop, main(ours))
+    ours.close()
+    theirs.close()
+    gone = weakref.ref(ours)
+    del ours
+    gc.collect()
+    assert gone() is None
+
+
+def test_no_registration_traffic_in_the_steady_state(notify_loop: notifyloop.NotifyLoop, pair: Pair) -> None:
+    """Each blocked read is one call of the port with one re-arm, and none that only registers or removes."""
+    ours, theirs = pair
+
+    async def rounds(number: int) -> None:
+        for _ in range(number):
+            receiving = await waiting(notify_loop, notify_loop.sock_recv(ours, 100))
+            theirs.send(b"x")
+            await receiving
+
+    async def main() -> None:
+        await rounds(5)
+        before = notify_loop.statistics()
+        await rounds(100)
+        after = notify_loop.statistics()
+        assert after.registrations == before.registrations
+        assert after.foreign_calls - before.foreign_calls == after.waits - before.waits
+        assert after.re_arms - before.re_arms <= 101
+
+    run(notify_loop, main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems queue or refuse")
+def test_a_unix_socket_with_a_full_queue(notify_loop: notifyloop.NotifyLoop, tmp_path: Path) -> None:
+    """The connection has not begun: asyncio returns as if it were made."""
+    path = str(tmp_path / "socket")
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(0)
+            connected = []
+            try:
+                with pytest.raises(BlockingIOError):
+                    while len(connected) < 10:
+                        connected.append(socket.socket(socket.AF_UNIX))
+                        connected[-1].setblocking(False)
+                        await notify_loop.sock_connect(connected[-1], path)
+            finally:
+                for sock in connected:
+                    sock.close()
+
+    run(notify_loop, main())
+
+
+def test_a_refused_connection_names_the_address(loop: Loop) -> None:
+    async def main() -> None:
+        with socket.socket() as nobody, socket.socket() as sock:
+            nobody.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+            with pytest.raises(ConnectionRefusedError):
+                await loop.sock_connect(sock, nobody.getsockname())
+
+    run(loop, main())
+
+
+def test_accept_and_connect(loop: Loop) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+            listener.setblocking(False)
+            client.setblocking(False)
+            accepting = await waiting(loop, loop.sock_accept(listener))
+            await loop.sock_connect(client, ("127.0.0.1", listener.getsockname()[1]))
+            server, address = await accepting
+            with server:
+                assert server.gettimeout() == 0
+                assert address == client.getsockname()
+
+    run(loop, main())
