@@ -84,4 +84,7 @@ class ChildProcess(Child, base_subprocess.BaseSubprocessTransport):
             raise
 
     def _exited(self) -> None:
-        self._process_exited(self._proc.poll())
+        assert self._proc is not None
+        returncode = self._proc.poll()
+        assert returncode is not None
+        self._process_exited(returncode)
