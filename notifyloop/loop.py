@@ -21,6 +21,7 @@ import errno
 import heapq
 import math
 import ssl
+import sys
 import threading
 import weakref
 from asyncio import base_events, constants, trsock
@@ -32,9 +33,14 @@ from typing import TYPE_CHECKING, TypeVarTuple
 from notifyloop.handles import Handle, TimerHandle
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
-from notifyloop.sockets import SocketOperations, Wait
+from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
 from notifyloop.transports import DatagramTransport, Readiness, StreamTransport, TLSProtocol
+
+if sys.platform == "win32":
+    from notifyloop.windows.system import System
+else:
+    from notifyloop.unix import System
 
 if TYPE_CHECKING:
     import socket
@@ -93,7 +99,7 @@ def peer_of(sock: socket.socket) -> Any:
         return None
 
 
-class NotifyLoop(SocketOperations):
+class NotifyLoop(System):
     """An asyncio event loop on a completion port.
 
     Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
@@ -584,25 +590,6 @@ class NotifyLoop(SocketOperations):
         upgraded: asyncio.Transport = tls._app_transport
         return upgraded
 
-    # ---- child processes
-
-    async def _make_subprocess_transport(self, *arguments: Any, **options: Any) -> Any:
-        from notifyloop.subprocesses import ChildProcess, can_watch_children  # noqa: PLC0415  # not on Windows
-
-        if not can_watch_children():
-            return await super()._make_subprocess_transport(*arguments, **options)  # type: ignore[misc]
-        waiter = self.create_future()
-        child = ChildProcess(self, *arguments, waiter=waiter, **options)
-        try:
-            await waiter
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException:
-            child.close()
-            await child._wait()
-            raise
-        return child
-
     # ---- wake-ups
 
     def _write_to_self(self) -> None:
@@ -625,14 +612,6 @@ class NotifyLoop(SocketOperations):
     def _close_self_pipe(self) -> None:
         if self._ssock is not None:
             super()._close_self_pipe()  # type: ignore[misc]
-
-    def add_signal_handler(self, sig: int, callback: Callable[[Unpack[Ts]], Any], *args: *Ts) -> None:
-        """As asyncio's. CPython announces signals on a descriptor of its own choice of format, so here a
-        socket pair it is.
-        """
-        if self._ssock is None and not self.is_closed():
-            super()._make_self_pipe()  # type: ignore[misc]
-        super().add_signal_handler(sig, callback, *args)
 
     # ---- statistics
 

@@ -4,9 +4,6 @@ The transport is asyncio's. It is told that the child has ended by a pidfd, a de
 then on: one more registration on the port, and neither a thread for each child, as asyncio has by default on
 Python 3.11, nor a handler of SIGCHLD, which is the program's to have.
 
-`wait()` returns when the child has ended. asyncio's waits for its pipes too, which a daemon that the child left
-behind may hold open for ever.
-
 Nobody but the transport should reap the child. `subprocess.Popen` does when it is asked for something
 (`send_signal` looks first whether there is somebody to signal), so its result is looked at; if somebody else
 has, the exit status is lost, and as in asyncio it is reported as 255.
@@ -18,11 +15,9 @@ import functools
 import os
 from asyncio import unix_events
 from asyncio.log import logger
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from notifyloop.children import Child
 
 __all__ = ["ChildProcess", "can_watch_children"]
 
@@ -40,13 +35,12 @@ def can_watch_children() -> bool:
 Base: Any = unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 
 
-class ChildProcess(Base):  # type: ignore[misc]
+class ChildProcess(Child, Base):  # type: ignore[misc]
     """The transport of a child process; made by the loop's subprocess methods."""
 
     _pidfd = -1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._context = copy_context()
         super().__init__(*args, **kwargs)
         self._loop._add_reader(self._pidfd, self._reap)
 
@@ -72,20 +66,6 @@ class ChildProcess(Base):  # type: ignore[misc]
             else:
                 returncode = os.waitstatus_to_exitcode(status)
         self._process_exited(returncode)
-
-    def _process_exited(self, returncode: int) -> None:
-        super()._process_exited(returncode)
-        if self._exit_waiters is not None:
-            for waiter in self._exit_waiters:
-                if not waiter.done():
-                    waiter.set_result(returncode)
-            self._exit_waiters.clear()
-
-    def _call(self, callback: Callable[..., object], *data: Any) -> None:
-        if self._pending_calls is not None:
-            super()._call(callback, *data)
-        else:
-            self._loop.call_soon(callback, *data, context=self._context)
 
     def _close_pidfd(self) -> None:
         pidfd, self._pidfd = self._pidfd, -1

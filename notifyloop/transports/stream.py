@@ -37,8 +37,28 @@ if TYPE_CHECKING:
 __all__ = ["StreamTransport"]
 
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
+MOST_JOINED = 64 * 1024  # bytes
 
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
+
+
+if hasattr(socket.socket, "sendmsg"):
+
+    def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
+        """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""
+        return sock.sendmsg(islice(pieces, MOST_BUFFERS))
+
+else:  # Python has no vectored send on Windows: what is sent together is copied together
+
+    def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
+        """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""
+        joined, size = [], 0
+        for piece in pieces:
+            size += len(piece)
+            if joined and size > MOST_JOINED:
+                break
+            joined.append(piece)
+        return sock.send(b"".join(joined) if len(joined) > 1 else joined[0])
 
 
 INTERNET = (socket.AF_INET, socket.AF_INET6)
@@ -270,7 +290,7 @@ class StreamTransport(SocketTransport):
         if TYPE_CHECKING:
             assert isinstance(buffer, deque)
         try:
-            sent = self._sock.send(buffer[0]) if len(buffer) == 1 else self._sock.sendmsg(islice(buffer, MOST_BUFFERS))
+            sent = self._sock.send(buffer[0]) if len(buffer) == 1 else send_many(self._sock, buffer)
         except (BlockingIOError, InterruptedError):
             return True
         except (SystemExit, KeyboardInterrupt):
