@@ -613,7 +613,7 @@ async def main():
         writer, _ = await loop.connect_write_pipe(asyncio.Protocol, writes)
         reader.pause_reading()
         writer.write(bytes(100_000))
-    await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=-1)
+    await asyncio.create_subprocess_exec(sys.executable, "-c", "import sys; sys.stdin.read()", stdin=-1)
     kept.append(loop)
 
 kept = []
