@@ -18,7 +18,9 @@ __all__ = ["Child"]
 class Child:
     """To be mixed into `asyncio.base_subprocess.BaseSubprocessTransport`."""
 
+    _closed: bool
     _loop: Any
+    _pipes: dict[int, Any]
     _exit_waiters: Any
     _pending_calls: Any
 
@@ -33,6 +35,12 @@ class Child:
                 if not waiter.done():
                     waiter.set_result(returncode)
             self._exit_waiters.clear()
+
+    def close(self) -> None:
+        if not self._closed and self._loop is not None and self._loop.is_closed():
+            # asyncio, until Python 3.12, would have their transports call the loop. They close when they are collected.
+            self._pipes.clear()
+        super().close()  # type: ignore[misc]
 
     def _call(self, callback: Callable[..., object], *data: Any) -> None:
         if self._pending_calls is not None:

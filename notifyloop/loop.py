@@ -61,6 +61,10 @@ POLL_EVERY = 64
 POLL_AFTER = 0.001
 LONGEST_WAIT = 24 * 3600  # seconds
 
+# What accept() says of a connection that came to nothing, besides ConnectionErrors: Linux passes on the network's
+# errors, wine says that it is not connected.
+GONE = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EPROTO, errno.ENOTCONN)
+ERROR_NETNAME_DELETED = 64
 SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
@@ -454,6 +458,8 @@ class NotifyLoop(System):
             except ConnectionError:  # aborted before we came to it
                 continue
             except OSError as error:
+                if error.errno in GONE or getattr(error, "winerror", None) == ERROR_NETNAME_DELETED:
+                    continue
                 if error.errno not in SHORT_OF_RESOURCES:
                     raise  # reported by the handle that called this
                 self.call_exception_handler(

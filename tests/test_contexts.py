@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import socket
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -200,7 +201,7 @@ class TestStreams:
 
         ours, theirs = socket.socketpair()
         with theirs:
-            _, protocol = await asyncio.get_running_loop().create_unix_connection(Setting, sock=ours)
+            _, protocol = await asyncio.get_running_loop().create_connection(Setting, sock=ours)
             theirs.send(b"data")
             await protocol.until("data_received")
             theirs.close()
@@ -209,6 +210,9 @@ class TestStreams:
             await protocol.until("connection_lost")
         assert variable.get() == "nobody's"
         assert {place for places in protocol.seen.values() for place in places} == {"set in connection_made"}
+
+
+CAT = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read(4)); sys.stdout.flush(); sys.stdin.read()"
 
 
 async def test_of_a_child_process() -> None:
@@ -223,7 +227,7 @@ async def test_of_a_child_process() -> None:
             self.note("process_exited")
 
     variable.set("the connection's")
-    _, protocol = await asyncio.get_running_loop().subprocess_exec(Child, "cat")
+    _, protocol = await asyncio.get_running_loop().subprocess_exec(Child, sys.executable, "-c", CAT)
     variable.set("changed later")
     await in_another_context(protocol.transport.get_pipe_transport(0).write, b"data")
     await protocol.until("pipe_data_received")

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 Loop = asyncio.AbstractEventLoop
 
+POSIX = sys.platform != "win32"
+# The stock loop that these tests have on Windows, the selector loop, has neither child processes nor pipes nor signals.
+COMPLETE = ["asyncio", "notifyloop", "uvloop"] if POSIX else ["notifyloop"]
+LINUX_LISTS = pytest.mark.only("linux", reason="only Linux lists what a process has open")
+
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
@@ -300,12 +305,13 @@ class TestReaders:
             add(-1, print)
         with pytest.raises((ValueError, TypeError)):
             add("socket", print)
-        descriptor = os.dup(0)
-        os.close(descriptor)
-        with pytest.raises(OSError):  # noqa: PT011
-            add(descriptor, print)
-        with (tmp_path / "file").open("wb") as file, pytest.raises(PermissionError):
-            add(file, print)
+        with socket.socket() as closed:
+            descriptor = closed.fileno()
+        if not isinstance(loop, asyncio.SelectorEventLoop) or isinstance(loop, notifyloop.NotifyLoop) or POSIX:
+            with pytest.raises(OSError):  # noqa: PT011
+                add(descriptor, print)
+            with (tmp_path / "file").open("wb") as file, pytest.raises(PermissionError if POSIX else OSError):
+                add(file, print)
 
     def test_a_descriptor_of_a_transport(self, loop: Loop, pair: Pair) -> None:
         async def main() -> None:
@@ -343,30 +349,30 @@ class TestReaders:
 
 
 class TestProcessesSignalsPipes:
-    @pytest.mark.asyncio
+    @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_subprocess(self) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "import sys; print(sys.stdin.read().upper())", stdin=-1, stdout=-1
         )
         output, _ = await process.communicate(b"text")
-        assert (process.returncode, output) == (0, b"TEXT\n")
+        assert (process.returncode, output.strip()) == (0, b"TEXT")
 
-    @pytest.mark.asyncio
+    @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_a_killed_subprocess(self) -> None:
-        process = await asyncio.create_subprocess_exec("sleep", "100")
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(100)")
         process.kill()
-        assert await process.wait() == -signal.SIGKILL
+        assert await process.wait() == (-signal.SIGKILL if POSIX else 1)
 
-    @pytest.mark.asyncio
+    @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_signal_handler(self) -> None:
         loop = asyncio.get_running_loop()
         got = asyncio.Event()
-        loop.add_signal_handler(signal.SIGUSR1, got.set)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        loop.add_signal_handler(signal.SIGTERM, got.set)
+        signal.raise_signal(signal.SIGTERM)
         await got.wait()
-        assert loop.remove_signal_handler(signal.SIGUSR1)
+        assert loop.remove_signal_handler(signal.SIGTERM)
 
-    @pytest.mark.asyncio
+    @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_pipes(self) -> None:
         loop = asyncio.get_running_loop()
         reader_end, writer_end = os.pipe()
@@ -380,6 +386,7 @@ class TestProcessesSignalsPipes:
         assert await reader.read() == b"through the pipe"
         reading.close()
 
+    @pytest.mark.never("windows", reason="Windows has no signals that one process could send another")
     @pytest.mark.parametrize("factory", ["asyncio:SelectorEventLoop", "notifyloop:NotifyLoop"])
     def test_an_interrupt_ends_a_sleeping_program(self, factory: str) -> None:
         """SIGINT in a process of its own, as from a terminal."""
@@ -413,6 +420,7 @@ class TestOurs:
         assert isinstance(notify_loop, asyncio.SelectorEventLoop)
         assert isinstance(notify_loop._selector, notifyloop.NotificationSelector)
 
+    @LINUX_LISTS
     def test_it_opens_no_self_pipe(self) -> None:
         before = descriptors()
         loop = notifyloop.NotifyLoop()
@@ -442,7 +450,7 @@ class TestOurs:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             assert runner.run(main()) == b""
 
-    def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair) -> None:
+    def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair, traits: set[str]) -> None:
         remaining = 1000
 
         def read() -> None:
@@ -460,7 +468,8 @@ class TestOurs:
         after = notify_loop.statistics()
         turns = after.iterations - before.iterations
         assert after.foreign_calls - before.foreign_calls <= turns
-        assert after.kernel_calls - before.kernel_calls <= turns
+        if "afd" not in traits:  # which tells the kernel of each re-arm in a call of its own
+            assert after.kernel_calls - before.kernel_calls <= turns
         assert after.re_arms - before.re_arms == 999
 
     @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -606,6 +615,7 @@ loop.close()
         with pytest.raises(RuntimeError, match="Event loop is closed"):
             notify_loop.statistics()
 
+    @LINUX_LISTS
     def test_closing_releases_every_descriptor(self) -> None:
         loop = notifyloop.NotifyLoop()
         loop.close()

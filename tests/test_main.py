@@ -36,6 +36,7 @@ def _serving() -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
+@pytest.mark.never("windows", reason="Windows has no signals that one process could send another")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_answers_until_a_signal_ends_it(number: signal.Signals) -> None:
     pytest.importorskip("aiohttp", reason="the demo needs aiohttp, which notifyloop itself does not")
@@ -48,6 +49,7 @@ def test_serve_answers_until_a_signal_ends_it(number: signal.Signals) -> None:
     assert output == CLOSING
 
 
+@pytest.mark.never("windows", reason="Windows has no signals that one process could send another")
 def test_second_interrupt_does_not_wait_for_requests() -> None:
     pytest.importorskip("aiohttp", reason="the demo needs aiohttp, which notifyloop itself does not")
     with _serving() as (process, url):

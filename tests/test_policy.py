@@ -53,7 +53,7 @@ class TestPolicy:
             output, _ = await process.communicate()
             return output
 
-        assert asyncio.run(main()) == b"child\n"
+        assert asyncio.run(main()).strip() == b"child"
 
 
 def test_importing_meets_no_policy_and_no_warning() -> None:

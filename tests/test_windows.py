@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -592,12 +594,12 @@ class TestTheEnd:
     def test_closing_the_loop_with_a_child_that_runs(self) -> None:
         loop = notifyloop.NotifyLoop()
         child = loop.run_until_complete(python("input()", stdin=subprocess.PIPE))
-        popen = child._transport.get_extra_info("subprocess")
+        process = _winapi.OpenProcess(_winapi.SYNCHRONIZE, False, child.pid)
         loop.close()
-        popen.kill()
-        popen.wait()
         del child
-        gc.collect()
+        gc.collect()  # kills it
+        assert _winapi.WaitForSingleObject(process, 10_000) == _winapi.WAIT_OBJECT_0
+        _winapi.CloseHandle(process)
 
     @pytest.mark.parametrize("closed", [True, False])
     def test_the_interpreter_ends_with_operations_in_flight(self, closed: bool) -> None:
@@ -613,7 +615,7 @@ async def main():
         writer, _ = await loop.connect_write_pipe(asyncio.Protocol, writes)
         reader.pause_reading()
         writer.write(bytes(100_000))
-    await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=-1)
+    await asyncio.create_subprocess_exec(sys.executable, "-c", "import sys; sys.stdin.read()", stdin=-1)
     kept.append(loop)
 
 kept = []
@@ -651,3 +653,30 @@ def test_the_clock_is_a_fine_one(notify_loop: NotifyLoop) -> None:
     readings = {notify_loop.time() for _ in range(10_000)}
     assert len(readings) > 100
     assert notify_loop._clock_resolution < 1e-5
+
+
+SERVE = """
+import signal, sys, threading
+from notifyloop.__main__ import main
+
+def listen():
+    for line in sys.stdin:
+        signal.raise_signal(int(line))  # as Windows does it: in another thread
+
+threading.Thread(target=listen, daemon=True).start()
+sys.exit(main(["serve", "--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGBREAK, signal.SIGTERM])
+def test_serve_answers_until_a_signal_ends_it(number: signal.Signals) -> None:
+    pytest.importorskip("aiohttp", reason="the demo needs aiohttp, which notifyloop itself does not")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-W", "error", "-c", SERVE], **pipes, text=True) as process:
+        url = process.stdout.readline().split()[-1]
+        assert process.stdout.readline() == "Open it in a browser. Ctrl-C ends it.\n"
+        with urllib.request.urlopen(f"{url}json") as response:
+            assert json.load(response)["message"] == "Hello from notifyloop"
+        output, complaints = process.communicate(f"{number:d}\n", timeout=30)
+    assert (process.returncode, complaints) == (0, "")
+    assert output == "Closing, once requests in flight are done. Ctrl-C ends it at once.\n"

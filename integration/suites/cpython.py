@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,11 @@ from integration.suites.drive import Suite, judge
 if TYPE_CHECKING:
     import argparse
 
-OTHER_PLATFORMS = {"test_windows_events", "test_windows_utils", "test_proactor_events"}
+OTHER_PLATFORMS = (
+    {"test_unix_events", "test_windows_utils", "test_proactor_events"}
+    if sys.platform == "win32"
+    else {"test_windows_events", "test_windows_utils", "test_proactor_events"}
+)
 
 
 def prepare(loop: str) -> None:

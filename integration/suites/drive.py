@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,12 +90,16 @@ def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: 
             cwd=suite.cwd,
             env=environment,
             stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
+            # Python dies of a file there under wine, so on Windows it is a pipe.
+            stdout=subprocess.PIPE if sys.platform == "win32" else output,
+            stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         assert child.stdin is not None
+        if child.stdout is not None:
+            threading.Thread(target=shutil.copyfileobj, args=(child.stdout, output), daemon=True).start()
         child.stdin.write("\n".join(suite.modules))
         child.stdin.close()
         size, since, why = -1, time.monotonic(), "crashed"
@@ -104,14 +109,15 @@ def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: 
                 size, since = journal.stat().st_size, time.monotonic()
             elif time.monotonic() - since > silence:
                 why = "hung"
-                child.send_signal(signal.SIGABRT)  # faulthandler prints where
-                try:
+                if sys.platform != "win32":
+                    child.send_signal(signal.SIGABRT)  # faulthandler prints where
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(5)
-                except subprocess.TimeoutExpired:
-                    child.kill()
+                child.kill()
                 child.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # children that tests left behind
+        if sys.platform != "win32":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # children that tests left behind
         output.seek(0)
         return output.read(), why
 
@@ -152,7 +158,8 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     listed = [
         entry
         for entry in tomllib.loads((HERE / f"{suite.name}.toml").read_text()).get("deviation", [])
-        if not entry.get("python") or f"{sys.version_info[0]}.{sys.version_info[1]}" in entry["python"]
+        if entry.get("system", sys.platform) == sys.platform
+        and (not entry.get("python") or f"{sys.version_info[0]}.{sys.version_info[1]}" in entry["python"])
     ]
     every = run_child(suite, suite.stock, None, arguments.silence)
     broken = [test for test in every if test.startswith("unittest.loader._FailedTest.")]

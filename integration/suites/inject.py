@@ -1,12 +1,19 @@
-"""Puts a loop in the place of asyncio's selector event loop, in this process."""
+"""Puts a loop in the place of asyncio's loops, in this process: of its selector event loop, on Windows also of the
+Proactor's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import selectors
+import sys
 import unittest
-from asyncio import unix_events
 from importlib import import_module
+
+if sys.platform == "win32":
+    from asyncio import windows_events as system_events
+else:
+    from asyncio import unix_events as system_events
 
 
 def inject(loop: str) -> None:
@@ -15,7 +22,9 @@ def inject(loop: str) -> None:
         return
     module, _, name = loop.partition(":")
     chosen = getattr(import_module(module), name)
-    stock = asyncio.SelectorEventLoop
+    stock = [asyncio.SelectorEventLoop]
+    if sys.platform == "win32":
+        stock.append(asyncio.ProactorEventLoop)
 
     class Injected(chosen):  # type: ignore[misc, valid-type]
         """Takes the selector argument that tests pass. They run once for each kind; once is enough for one
@@ -31,14 +40,18 @@ def inject(loop: str) -> None:
             super().__init__()
 
     Injected.__name__ = Injected.__qualname__ = getattr(chosen, "__name__", name)
-    for place in (asyncio, unix_events):
-        for attribute in ("SelectorEventLoop", "EventLoop"):
-            if getattr(place, attribute, None) is stock:
+    for place in (asyncio, system_events):
+        for attribute in ("SelectorEventLoop", "EventLoop", "ProactorEventLoop"):
+            if getattr(place, attribute, None) in stock:
                 setattr(place, attribute, Injected)
     for attribute in (
         "_UnixDefaultEventLoopPolicy",
         "_DefaultEventLoopPolicy",
-    ):  # its name until 3.13, and since
-        policy = getattr(unix_events, attribute, None)
+        "WindowsProactorEventLoopPolicy",
+        "_WindowsProactorEventLoopPolicy",
+        "WindowsSelectorEventLoopPolicy",
+        "_WindowsSelectorEventLoopPolicy",
+    ):  # its names until 3.13, and since
+        policy = vars(system_events).get(attribute)
         if policy is not None:
             policy._loop_factory = Injected

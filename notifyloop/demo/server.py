@@ -23,6 +23,7 @@ import importlib.resources
 import ipaddress
 import platform
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from aiohttp import WSCloseCode, web
@@ -207,7 +208,9 @@ def _until_the_client_leaves() -> contextlib.AbstractContextManager[None]:
 async def _stop_signal(loop: NotifyLoop) -> None:
     """Wait for SIGINT or SIGTERM. The next one ends the process at once, whatever is still in flight."""
     stop = asyncio.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform == "win32":
+        signals.append(signal.SIGBREAK)
     for number in signals:
         loop.add_signal_handler(number, stop.set)
     try:

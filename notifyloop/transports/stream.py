@@ -52,7 +52,8 @@ else:  # Python has no vectored send on Windows: what is sent together is copied
 
     def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
         """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""
-        joined, size = [], 0
+        joined: list[Any] = []
+        size = 0
         for piece in pieces:
             size += len(piece)
             if joined and size > MOST_JOINED:

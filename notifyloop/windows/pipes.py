@@ -122,7 +122,10 @@ class PipeTransport(_FlowControlMixin):
 
     def _lose(self, error: BaseException | None) -> None:
         self._conn_lost += 1
-        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
+        if self._loop.is_closed():  # nobody is there to be told, but the file must not stay open
+            self._release()
+        else:
+            self._loop.call_soon(self._call_connection_lost, error, context=self._context)
 
     def _fatal_error(self, error: BaseException, message: str) -> None:
         if not isinstance(error, OSError):
@@ -140,11 +143,14 @@ class PipeTransport(_FlowControlMixin):
         try:
             self._protocol.connection_lost(error)
         finally:
-            file, self._file = self._file, None
-            if file is not None:
-                file.close()
-            self._protocol = None
-            self._loop = None
+            self._release()
+
+    def _release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        self._protocol = None
+        self._loop = None
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         file, self._file = getattr(self, "_file", None), None

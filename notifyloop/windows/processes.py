@@ -16,6 +16,7 @@ assert sys.platform == "win32"
 
 import _overlapped  # type: ignore[import-not-found]
 import itertools
+import weakref
 from asyncio import base_subprocess, windows_utils
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ class ChildProcess(Child, base_subprocess.BaseSubprocessTransport):
         self._proc = windows_utils.Popen(
             args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr, bufsize=bufsize, **options
         )
+        # Of what is collected together, the handle may be the first to be closed, before those who ask it for the
+        # process are finalized: let it live as long as they.
+        weakref.finalize(self._proc, int, self._proc._handle).atexit = False  # type: ignore[attr-defined, unused-ignore]
         try:
             self._loop._windows.exits.watch(self, int(self._proc._handle))  # type: ignore[attr-defined, unused-ignore]
         except OSError:  # no child that nobody watches
