@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py $(wildcard notifyloop/port/*.py notifyloop/po
 PYTEST_ARGS ?=
 SECONDS_EACH ?= 10
 
-.PHONY: help serve test lint format bench sanitize test-cpython test-uvloop docs clean
+.PHONY: help serve test test-windows lint format bench sanitize test-cpython test-uvloop docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ serve: $(VENV)/.installed-demo ## start the demo server and print its address
 
 test: $(VENV)/.installed-test,integration,bench ## run the tests and the integration tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-windows: ## run the port's tests on Windows' own CPython, under wine
+	@integration/windows/test build/windows $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -304,7 +304,7 @@ class Registered:
 class AfdPort(Port):
     """A completion port whose sockets are polled."""
 
-    __slots__ = ("cancelled", "helpers", "polls", "registered", "to_poll")
+    __slots__ = ("cancelled", "helpers", "polls", "registered", "spare", "to_poll")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
@@ -313,6 +313,7 @@ class AfdPort(Port):
         self.to_poll: list[Registered] = []  # persistent, and notified since the last wait began
         self.helpers: list[Helper] = []
         self.cancelled = ffi.new("IO_STATUS_BLOCK *")
+        self.spare: list[Any] = []  # ULONGs for the kernel to count in
 
     def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
         self.inside.append(None)

@@ -107,7 +107,6 @@ class Port:
         "re_arms",
         "rebuilds",
         "registrations",
-        "spare",
         "stale",
         "torn_down",
         "waiting_ns",
@@ -120,7 +119,6 @@ class Port:
         self.inside: list[None] = []  # one for each thread in a call
         self.closing = self.torn_down = False
         self.lock = threading.RLock()  # a finalizer may come in
-        self.spare: list[Any] = []  # UINT32s for the kernel to count in
         self.left_at = 0
         self.calls = self.waits = self.kernel_waits = self.kernel_changes = 0
         self.registrations = self.re_arms = self.notifications = self.withheld = self.stale = self.posted = (

@@ -55,14 +55,29 @@ TIMEOUTS = (WAIT_TIMEOUT, ERROR_TIMEOUT)  # the reference names both
 SUCCESSES = (ERROR_SUCCESS, *TIMEOUTS)
 
 
+class Buffers:
+    """What one call has Windows read and write; then kept for the next, for making them costs more than the rest."""
+
+    __slots__ = ("memory", "received", "registrations")
+
+    def __init__(self) -> None:
+        self.received = ffi.new("UINT32 *")
+        self.make_room(64 * REGISTRATION.size)
+
+    def make_room(self, size: int) -> None:
+        self.registrations = ffi.new("SOCK_NOTIFY_REGISTRATION[]", size // REGISTRATION.size)
+        self.memory = memoryview(ffi.buffer(self.registrations)).cast("B")
+
+
 class WinsockPort(Port):
     """A completion port that Winsock notifies."""
 
-    __slots__ = ("keys",)
+    __slots__ = ("keys", "unused_buffers")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
         self.keys: dict[int, int] = {}  # by socket, to tell new registrations from re-armed ones
+        self.unused_buffers: list[Buffers] = []
 
     def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
         self.inside.append(None)
@@ -70,12 +85,17 @@ class WinsockPort(Port):
             if self.closing:
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
-            count = size // REGISTRATION.size
-            orders = bytearray(packed)
-            registrations = ffi.from_buffer("SOCK_NOTIFY_REGISTRATION[]", orders) if size else NULL
+            buffers = self.unused_buffers.pop() if self.unused_buffers else Buffers()
+            registrations = NULL
+            if size:
+                if size > len(buffers.memory):
+                    buffers.make_room(2 * size)
+                buffers.memory[:size] = packed
+                registrations = buffers.registrations
+            count, dequeued = size // REGISTRATION.size, 0
             if room:
                 entered = self.enter_wait()
-                received = self.spare.pop() if self.spare else ffi.new("UINT32 *")
+                received = buffers.received
                 received[0] = 0
                 try:
                     code = ProcessSocketNotifications(
@@ -84,24 +104,25 @@ class WinsockPort(Port):
                 except BaseException:
                     self.put_back(entries, received[0])
                     raise
-                dequeued: int = received[0] if code == ERROR_SUCCESS else 0
-                self.spare.append(received)
+                if code == ERROR_SUCCESS:
+                    dequeued = received[0]
                 self.kernel_waits += 1
-                self.leave_wait(entered)
                 self.notifications += dequeued
+                self.leave_wait(entered)
             else:
-                dequeued = 0
                 code = ProcessSocketNotifications(self.handle, count, registrations, 0, 0, NULL, NULL)
                 self.kernel_changes += 1
             if self.closing:
                 return -ERROR_ABANDONED_WAIT_0
             if code not in SUCCESSES:
                 return -int(code)
-            return self.note(orders, packed, results) << 32 | dequeued if size else dequeued
+            failed = self.note(buffers.memory[:size], packed, results) if size else 0
+            self.unused_buffers.append(buffers)
+            return failed << 32 | dequeued
         finally:
             self.leave()
 
-    def note(self, orders: bytearray, packed: bytes, results: Any) -> int:
+    def note(self, orders: memoryview, packed: bytes, results: Any) -> int:
         """Look through the results, and count; returns how many failed."""
         failed = 0
         unchanged = orders == packed  # then none did

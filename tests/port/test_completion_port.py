@@ -397,7 +397,7 @@ class TestClose:
         with CompletionPort() as successor:
             assert successor.process() == []
 
-    @pytest.mark.only("linux", reason="its descriptors can be listed")
+    @pytest.mark.only("linux", reason="only there are a process's descriptors listed")
     def test_gives_back_its_descriptors(self) -> None:
         before = os.listdir("/proc/self/fd")
         for _ in range(100):
@@ -469,7 +469,7 @@ class TestCounters:
         assert counters.busy_ns > 0
         assert counters.busy_longest_ns <= counters.busy_ns
 
-    @pytest.mark.only("epoll", reason="which leaves armed what was reported")
+    @pytest.mark.only("epoll", reason="only epoll leaves armed what was reported")
     def test_count_what_was_withheld(self, port: CompletionPort, pair: Pair) -> None:
         port.process([Registration(pair[0], events=Event.OUT)], timeout=10)
         port.process()

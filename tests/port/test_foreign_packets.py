@@ -120,7 +120,7 @@ class TestAssociate:
             _ = port.handle
 
 
-@pytest.mark.only("linux", reason="a port is a handle of the system")
+@pytest.mark.only("linux", reason="on Windows it has one")
 def test_on_linux_a_port_has_no_handle(port: CompletionPort) -> None:
     with pytest.raises(OSError, match="on Windows only"):
         _ = port.handle

@@ -46,7 +46,7 @@ def report(port: CompletionPort, registration: Registration) -> Event:
 SITUATIONS: dict[str, tuple[Callable[[Network], socket.socket | int], Event, Event]] = {}
 MARKS: dict[str, list[pytest.MarkDecorator]] = {}
 
-unix_sockets = pytest.mark.only("unix sockets", reason="there are none")
+unix_sockets = pytest.mark.only("unix sockets", reason="this Python has no Unix sockets")
 linux_pipes = pytest.mark.only("linux", reason="a pipe is no socket, and only Linux watches it like one")
 
 
@@ -145,7 +145,7 @@ def data(network: Network) -> socket.socket:
 @situation(
     IN | OUT | HANGUP,
     NONE,
-    pytest.mark.never("wine", reason="the end is reported there when the data before it has been read"),
+    pytest.mark.never("wine", reason="wine reports the end when the data before it has been read"),
 )
 def data_and_end(network: Network) -> socket.socket:
     ours, theirs = network.pair()
@@ -236,7 +236,7 @@ def empty_datagram(network: Network) -> socket.socket:
 @situation(
     IN if sys.platform == "win32" else ERR,
     OUT | ERR if sys.platform == "win32" else IN,
-    pytest.mark.never("wine", reason="nobody is told there that a datagram was refused"),
+    pytest.mark.never("wine", reason="wine tells nobody that a datagram was refused"),
 )
 def unreachable_datagram_peer(network: Network) -> socket.socket:
     ours, theirs = network.udp(), network.udp()

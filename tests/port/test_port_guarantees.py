@@ -163,7 +163,7 @@ class TestP3Error:
         network.reset(pair[1])
         assert events_of(port, registration) & Event.ERR
 
-    @pytest.mark.never("wine", reason="a poll takes the error away there")
+    @pytest.mark.never("wine", reason="under wine a poll takes the error away")
     def test_its_reason_can_be_read(self, port: CompletionPort, network: Network, pair: Pair) -> None:
         registration = Registration(pair[0])
         port.enable(registration)
@@ -388,7 +388,7 @@ class TestP8Datagrams:
             assert self.never(port, registration) == Event.IN | Event.OUT
             assert ours.recv(10) == datagram
 
-    @pytest.mark.never("wine", reason="nobody is told there that a datagram was refused")
+    @pytest.mark.never("wine", reason="wine tells nobody that a datagram was refused")
     @both_levels
     def test_an_unreachable_peer(self, port: CompletionPort, network: Network, trigger: Trigger) -> None:
         ours, theirs = network.udp(), network.udp()
@@ -416,7 +416,7 @@ class TestP8Datagrams:
             assert port.process(timeout=0.001) == []
             assert port.counters().kernel_waits <= withheld + 2  # it is not reported all the time
 
-    @pytest.mark.only("unix sockets", reason="there are none")
+    @pytest.mark.only("unix sockets", reason="this Python has no Unix sockets")
     @both_levels
     def test_unix_datagrams(self, port: CompletionPort, network: Network, trigger: Trigger) -> None:
         ours, theirs = network.unix_pair(socket.SOCK_DGRAM)

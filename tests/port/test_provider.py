@@ -43,13 +43,13 @@ def test_an_unknown_one_is_an_error_that_names_the_known(name: str) -> None:
     assert provider.name in forced.stderr
 
 
-@pytest.mark.only("linux", reason="the provider of another system")
+@pytest.mark.only("linux", reason="these are providers of Windows")
 @pytest.mark.parametrize("name", ["afd", "winsock"])
 def test_those_of_windows_on_linux(name: str) -> None:
     assert "but epoll" in run(CHOSEN, NOTIFYLOOP_PROVIDER=name).stderr
 
 
-@pytest.mark.only("windows", reason="a choice between two")
+@pytest.mark.only("windows", reason="only there is a choice")
 class TestOnWindows:
     def test_without_the_native_call_afd_is_chosen(self) -> None:
         assert run(CHOSEN, NOTIFYLOOP_PROVIDER="", NOTIFYLOOP_WINSOCK_DLL="kernel32.dll").stdout.strip() == "afd"

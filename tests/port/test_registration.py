@@ -106,13 +106,13 @@ def test_an_error_of_the_raw_call_reads_the_same() -> None:
     assert str(error) == f"[Errno {number}] {meaning}: cannot ENABLE the registration of descriptor 9"
 
 
-@pytest.mark.only("linux", reason="a result is an errno there")
+@pytest.mark.only("linux", reason="only there a result is an errno")
 def test_the_meaning_of_a_result_on_linux() -> None:
     assert provider.describe(errno.EPERM) == (errno.EPERM, "Operation not permitted")
     assert type(registration_error(errno.EPERM, 9, 1)) is PermissionError
 
 
-@pytest.mark.only("windows", reason="a result is an error code of Windows there")
+@pytest.mark.only("windows", reason="only there a result is an error code of Windows")
 @pytest.mark.parametrize(
     ("result", "number"),
     [

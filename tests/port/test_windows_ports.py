@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 WAIT_TIMEOUT = 258
 PERSISTENT = Trigger.LEVEL | Trigger.PERSISTENT
 
-pytestmark = pytest.mark.only("windows", reason="of Windows")
-polls = pytest.mark.only("afd", reason="nothing else polls")
+pytestmark = pytest.mark.only("windows", reason="about the ports of Windows")
+polls = pytest.mark.only("afd", reason="only this provider polls")
 
 
 def run(program: str) -> None:
@@ -166,7 +166,7 @@ class TestPersistent:
         assert port.counters().kernel_changes == 1
 
 
-@pytest.mark.only("winsock", reason="nothing else makes the native call")
+@pytest.mark.only("winsock", reason="only this provider makes the native call")
 class TestNativeCall:
     """What is passed to it, and what is made of its results."""
 
