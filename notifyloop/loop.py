@@ -35,7 +35,7 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import DatagramTransport, Readiness, StreamTransport, TLSProtocol
+from notifyloop.transports import DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
 
 if sys.platform == "win32":
     from notifyloop.windows.system import System
@@ -55,7 +55,6 @@ __all__ = ["Loop", "NotifyLoop", "new_event_loop"]
 
 Ts = TypeVarTuple("Ts")
 
-RECEIVE_BUFFER = 256 * 1024  # bytes
 # While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
 POLL_EVERY = 64
 POLL_AFTER = 0.001
@@ -83,7 +82,7 @@ class Turn:
     class has nearly as many.
     """
 
-    __slots__ = ("callbacks", "iterations", "receive_buffer", "sleeping", "timers", "to_flush", "waking")
+    __slots__ = ("callbacks", "iterations", "sleeping", "timers", "to_flush", "waking")
 
     def __init__(self) -> None:
         self.iterations = 0
@@ -91,7 +90,6 @@ class Turn:
         self.timers = 0  # made so far
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
-        self.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER))  # every transport's, for the length of one read
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
 
@@ -385,17 +383,17 @@ class NotifyLoop(System):
         self._ensure_fd_no_transport(sock)
         return self._selector.adopt(sock, A_TRANSPORT)
 
-    def _want(self, interest: Interest, event: int, handle: Readiness | None) -> None:
+    def _want(self, interest: Interest, event: int, handle: SocketTransport | Writer | None) -> None:
         """Have the readiness of a transport's socket call back, from the next wait on, or no more."""
         reader, writer = interest.data
         if event == EVENT_READ:
-            replaced, data = reader, (handle, writer)
+            data = (handle, writer)
         else:
-            replaced, data = writer, (reader, handle)
+            data = (reader, handle)
+            if writer is not None:
+                writer.cancel()
         events = interest.events | event if handle is not None else interest.events & ~event
         self._selector.want(interest, events, data)
-        if replaced is not None:
-            replaced.cancel()
 
     def _forget(self, fd: int) -> None:
         """Watch a descriptor no more, because its owner is about to close it."""
@@ -404,7 +402,7 @@ class NotifyLoop(System):
             for handle in interest.data:
                 if isinstance(handle, Wait):
                     handle.abort()
-                elif handle is not None:
+                elif isinstance(handle, Writer):
                     handle.cancel()
             interest.data = (None, None)
             interest.events = 0
@@ -415,8 +413,9 @@ class NotifyLoop(System):
             return
         interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
         if interest is not None and interest.owner is A_TRANSPORT:
-            users = [repr(handle._transport) for handle in interest.data if isinstance(handle, Readiness)]
-            raise RuntimeError(f"File descriptor {fd!r} is used by transport {users[0] if users else 'that is paused'}")
+            reader, writer = interest.data
+            user = reader if isinstance(reader, SocketTransport) else getattr(writer, "_transport", "that is paused")
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {user!s}")
 
     async def _sendfile_native(self, transp: StreamTransport, file: Any, offset: int, count: int | None) -> int:
         reading = transp.is_reading()

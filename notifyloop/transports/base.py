@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from notifyloop.loop import NotifyLoop
 
-__all__ = ["Readiness", "SocketTransport"]
+__all__ = ["SocketTransport", "Writer"]
 
 HIGH_WATER = 64 * 1024  # bytes; asyncio's
 LOW_WATER = HIGH_WATER // 4
 
 
-class Readiness:
-    """What an interest calls back for a transport: a handle, as small as it can be, for each connection has one."""
+class Writer:
+    """The handle that an interest calls when a transport's socket takes more; of its reads, a transport is the handle."""
 
     __slots__ = ("_cancelled", "_transport")
 
@@ -50,49 +50,26 @@ class Readiness:
     def cancel(self) -> None:
         self._cancelled = True
 
-    def _failed(self, error: BaseException) -> None:
-        self._transport._loop.call_exception_handler(
-            {"message": f"Exception in {self!r}", "exception": error, "transport": self._transport}
-        )
+    def _run(self) -> None:
+        transport = self._transport
+        transport._call(transport._write_ready)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._transport!r}>"
 
 
-class Reader(Readiness):
-    __slots__ = ()
-
-    def _run(self) -> None:
-        transport = self._transport
-        try:
-            transport._context.run(transport._read_ready)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._failed(error)
-
-
-class Writer(Readiness):
-    __slots__ = ()
-
-    def _run(self) -> None:
-        transport = self._transport
-        try:
-            transport._context.run(transport._write_ready)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._failed(error)
-
-
 class SocketTransport(_FlowControlMixin, asyncio.Transport):
-    """A socket that a protocol has been given. Its kinds receive and send: `_read_ready`, `_write_ready`."""
+    """A socket that a protocol has been given. Its kinds receive and send: `_read_ready`, `_write_ready`.
+
+    It is itself the handle that its interest calls when there is something to receive: `_run`, unless `_cancelled`.
+    """
 
     __slots__ = (
         "__dict__",  # empty, unless somebody replaces a method: tests do
         "__weakref__",
         "_buffer",
         "_buffer_size",
+        "_cancelled",
         "_closing",
         "_conn_lost",
         "_context",
@@ -102,6 +79,10 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         "_sock",
         "_sock_fd",
     )
+
+    # Whatever looks at handles in debug mode finds these.
+    _callback = None
+    _source_traceback = None
 
     _loop: NotifyLoop
     _extra: dict[str, Any] | None
@@ -134,6 +115,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         self._buffer_size = 0
         self._conn_lost = 0  # then counts writes that come too late
         self._closing = False
+        self._cancelled = True  # as a handle: it does not receive
         self.set_protocol(protocol)
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
@@ -198,10 +180,26 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
     # ---- readiness
 
     def _start_reading(self) -> None:
-        self._loop._want(self._interest, EVENT_READ, Reader(self))
+        self._cancelled = False
+        self._loop._want(self._interest, EVENT_READ, self)
 
     def _stop_reading(self) -> None:
+        self._cancelled = True
         self._loop._want(self._interest, EVENT_READ, None)
+
+    def _run(self) -> None:
+        self._call(self._read_ready)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """In the connection's context. What it raises is reported."""
+        try:
+            self._context.run(callback)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._loop.call_exception_handler(
+                {"message": f"Exception in {self!r}", "exception": error, "transport": self}
+            )
 
     def _await_writability(self) -> None:
         self._loop._want(self._interest, EVENT_WRITE, Writer(self))
@@ -241,6 +239,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
 
     def _lose(self, error: BaseException | None) -> None:
         self._conn_lost += 1
+        self._cancelled = True
         self._loop._forget(self._sock_fd)
         self._loop.call_soon(self._call_connection_lost, error, context=self._context)
 

@@ -1,9 +1,9 @@
 """Stream transports, for TCP and Unix sockets.
 
-Receiving: one buffer per loop takes every read, and exactly what arrived is copied out of it. A read that
-asks for a large block of its own, as asyncio's does, makes the C library map, fault in and unmap memory for
-every message; that costs more than all the rest together. A `BufferedProtocol` brings its own buffer, and
-then nothing is copied.
+Receiving: each read asks for as much as the C library allocates without mapping memory; Python gives back of that
+what did not arrive. A larger block, as asyncio's, is mapped, faulted in and unmapped for every message, and that
+costs more than all the rest together; one buffer for all, as uvloop's, is copied from. A `BufferedProtocol` brings
+its own.
 
 Sending: the first write of a turn goes to the socket at once. Later writes of the same turn join in the
 buffer, which is sent in one vectored call when the turn ends: a program that writes a header and then a
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamTransport"]
 
+RECEIVE = 64 * 1024  # bytes; malloc() maps what has 128 KiB, and more
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
 MOST_JOINED = 64 * 1024  # bytes
 
@@ -142,22 +143,40 @@ class StreamTransport(SocketTransport):
         self._paused = False
         self._start_reading()
 
-    def _read_ready(self) -> None:
-        if self._conn_lost:
+    def _run(self) -> None:
+        """Receive, because there is something to receive. Only the protocol is called in the connection's context."""
+        if self._buffered_protocol:
+            self._call(self._receive_into_protocol)
             return
-        into_protocol = self._buffered_protocol
-        if into_protocol:
-            try:
-                buffer = self._protocol.get_buffer(-1)
-                if not len(buffer):
-                    raise RuntimeError("get_buffer() returned an empty buffer")
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
-                return
-        else:
-            buffer = self._loop._turn.receive_buffer
+        try:
+            data = self._sock.recv(RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal read error on socket transport")
+            return
+        if not data:
+            self._call(self._read_eof)
+            return
+        try:
+            self._context.run(self._protocol.data_received, data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+
+    def _receive_into_protocol(self) -> None:
+        try:
+            buffer = self._protocol.get_buffer(-1)
+            if not len(buffer):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
+            return
         try:
             count = self._sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
@@ -171,15 +190,11 @@ class StreamTransport(SocketTransport):
             self._read_eof()
             return
         try:
-            if into_protocol:
-                self._protocol.buffer_updated(count)
-            else:
-                self._protocol.data_received(bytes(buffer[:count]))
+            self._protocol.buffer_updated(count)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            method = "buffer_updated" if into_protocol else "data_received"
-            self._fatal_error(error, f"Fatal error: protocol.{method}() call failed.")
+            self._fatal_error(error, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _read_eof(self) -> None:
         if self._loop.get_debug():
