@@ -8,8 +8,10 @@ asyncio's own handles; arguments are passed on as cheaply as their number allows
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio.format_helpers import _format_callback_source
 from contextvars import copy_context
+from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from notifyloop.loop import NotifyLoop
 
-__all__ = ["Handle", "TimerHandle"]
+__all__ = ["Handle", "ThreadSafeHandle", "TimerHandle"]
 
 
 def _run(self: Handle | TimerHandle) -> None:
@@ -47,6 +49,10 @@ class Handle(asyncio.Handle):
 
     __slots__ = ()
 
+    # Debug mode's, which would only be set to None here.
+    _repr = None
+    _source_traceback = None
+
     _context: Context
     _loop: NotifyLoop
     _callback: Callable[..., object]
@@ -60,16 +66,46 @@ class Handle(asyncio.Handle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
     _run = _run
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
+
+class LockedHandle(Handle):
+    """What other threads get, who may cancel it while the loop is about to run it; then `cancel()` waits for that."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: NotifyLoop, context: Context | None = None
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        self._lock = RLock()
+
+    def cancel(self) -> None:
+        with self._lock:
+            super().cancel()
+
+    def _run(self) -> None:
+        with self._lock:
+            if not self._cancelled:
+                super()._run()
+
+
+# Since Python 3.14 asyncio's handles of other threads have a lock.
+ThreadSafeHandle = LockedHandle if sys.version_info >= (3, 14) else Handle
 
 
 class TimerHandle(asyncio.TimerHandle):
     """What `call_later` and `call_at` return, where the loop is not in debug mode."""
 
     __slots__ = ()
+
+    _repr = None
+    _source_traceback = None
 
     _context: Context
     _loop: NotifyLoop
@@ -89,18 +125,13 @@ class TimerHandle(asyncio.TimerHandle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
         self._when = when
         self._scheduled = True
 
     _run = _run
 
     def cancel(self) -> None:
-        if self._cancelled or self._loop._debug:
-            super().cancel()
-            return
+        if not self._cancelled and self._scheduled:
+            self._loop._timer_cancelled_count += 1
         self._cancelled = True
         self._callback = self._args = None  # type: ignore[assignment]
-        if self._scheduled:
-            self._loop._timer_cancelled_count += 1

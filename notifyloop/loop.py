@@ -30,7 +30,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
 
-from notifyloop.handles import Handle, TimerHandle
+from notifyloop.handles import Handle, ThreadSafeHandle, TimerHandle
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import Wait
@@ -148,6 +148,20 @@ class NotifyLoop(System):
         self._ready.append(handle)
         return handle
 
+    def call_soon_threadsafe(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's: `call_soon` from any thread, or a signal handler. It ends the wait, if the loop waits."""
+        if self._debug or self._closed:
+            checked = super().call_soon_threadsafe(callback, *args, context=context)
+            del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
+            return checked
+        handle = ThreadSafeHandle(callback, args, self, context)
+        self._ready.append(handle)
+        if self._turn.sleeping:
+            self._write_to_self()
+        return handle
+
     def call_later(
         self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
@@ -187,9 +201,7 @@ class NotifyLoop(System):
     # ---- the turn
 
     def _run_once(self) -> None:
-        """Poll and call back, until there is more to do than that: then run what is ready, and what that made
-        ready, until the port is to be asked again. The base class calls this until `stop()` was called.
-        """
+        """Poll and call back, turn after turn, until `stop()` was called."""
         turn, ready, selector = self._turn, self._ready, self._selector
         find, disarm = selector.by_key.get, selector.disarmed.append
         if turn.to_flush:  # written while the loop did not run
@@ -209,35 +221,37 @@ class NotifyLoop(System):
             turn.sleeping = False
             if ready or self._stopping or self._debug:
                 self._queue(packets)
-                break
-            # Nothing else is waiting, so these are next: call them from here. Each looks at what is wanted now, for
-            # an earlier one may have changed it.
-            remaining = iter(packets)
-            try:
-                for key, events in remaining:
-                    interest = find(key)
-                    if interest is None:
-                        selector.unknown(key, events)
-                        continue
-                    disarm(interest)
-                    reader, writer = interest.data
-                    if reader is not None and events & READABLE and not reader._cancelled:
-                        reader._run()
-                    if writer is not None and events & WRITABLE and not writer._cancelled:
-                        writer._run()
-            except BaseException:
-                self._queue(remaining)  # an interrupt must not lose what was dequeued
-                raise
-            turn.callbacks += len(packets)
-            if turn.to_flush:
-                self._flush_writes()
-            if self._stopping:
-                return
+            else:
+                # Nothing else is waiting, so these are next: call them from here. Each looks at what is wanted now,
+                # for an earlier one may have changed it.
+                remaining = iter(packets)
+                try:
+                    for key, events in remaining:
+                        interest = find(key)
+                        if interest is None:
+                            selector.unknown(key, events)
+                            continue
+                        disarm(interest)
+                        reader, writer = interest.data
+                        if reader is not None and events & READABLE and not reader._cancelled:
+                            reader._run()
+                        if writer is not None and events & WRITABLE and not writer._cancelled:
+                            writer._run()
+                except BaseException:
+                    self._queue(remaining)  # an interrupt must not lose what was dequeued
+                    raise
+                turn.callbacks += len(packets)
+                if turn.to_flush:
+                    self._flush_writes()
+                if self._stopping:
+                    return
             if ready or self._scheduled:
-                break
-        self._run_ready()
+                self._run_ready()
+                if self._stopping:
+                    return
 
     def _run_ready(self) -> None:
+        """Run what is ready, and what that makes ready, until the port is to be asked again."""
         turn, ready = self._turn, self._ready
         batches = 0
         while True:

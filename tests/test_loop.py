@@ -196,6 +196,26 @@ class TestOtherThreads:
         for number in range(8):
             assert [index for owner, index in got if owner == number] == list(range(500))
 
+    def test_a_callback_can_be_cancelled(self, loop: Loop) -> None:
+        called: list[str] = []
+
+        def cancel_another() -> None:
+            loop.call_soon_threadsafe(called.append, "cancelled").cancel()
+            loop.call_soon_threadsafe(called.append, "called")
+            loop.call_soon_threadsafe(loop.stop)
+
+        thread = threading.Thread(target=cancel_another)
+        thread.start()
+        thread.join()
+        loop.run_forever()
+        assert called == ["called"]
+
+    def test_a_callback_may_cancel_itself(self, loop: Loop) -> None:
+        handles = [loop.call_soon_threadsafe(lambda: handles[0].cancel())]
+        loop.call_soon_threadsafe(loop.stop)
+        loop.run_forever()
+        assert handles[0].cancelled()
+
     def test_closed(self) -> None:
         loop = notifyloop.NotifyLoop()
         loop.close()

@@ -35,7 +35,7 @@ LOW_WATER = HIGH_WATER // 4
 
 
 class Writer:
-    """The handle that an interest calls when a transport's socket takes more; of its reads, a transport is the handle."""
+    """What an interest calls when a transport's socket takes more. For its reads it calls the transport itself."""
 
     __slots__ = ("_cancelled", "_transport")
 

@@ -214,7 +214,7 @@ class StreamTransport(SocketTransport):
     # ---- sending
 
     def write(self, data: Data) -> None:
-        if not isinstance(data, (bytes, bytearray, memoryview)):
+        if type(data) is not bytes and not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(
                 f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
@@ -227,13 +227,14 @@ class StreamTransport(SocketTransport):
         if self._conn_lost:
             self._too_late()
             return
+        turn = self._loop._turn
         if self._buffer:
             self._append(data)
-        elif self._last_write == self._loop._turn.iterations:
+        elif self._last_write == turn.iterations:
             self._append(data)
-            self._loop._turn.to_flush.append(self)
+            turn.to_flush.append(self)
         else:
-            self._last_write = self._loop._turn.iterations
+            self._last_write = turn.iterations
             try:
                 sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):
