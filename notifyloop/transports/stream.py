@@ -336,15 +336,21 @@ class StreamTransport(SocketTransport):
                 self._lose(None)
                 return False
             if self._eof:
-                self._sock.shutdown(socket.SHUT_WR)
-        return True
+                self._shut_down_writing()
+        return not self._conn_lost
 
     def write_eof(self) -> None:
         if self._closing or self._eof:
             return
         self._eof = True
         if not self._buffer:
+            self._shut_down_writing()
+
+    def _shut_down_writing(self) -> None:
+        try:
             self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # reset by the peer; asyncio raises this in whoever calls write_eof()
+            self._fatal_error(error, "Fatal write error on socket transport")
 
     # ---- sendfile: the loop waits until the buffer is empty, and then owns the socket for a while
 
