@@ -536,7 +536,7 @@ class NotifyLoop(System):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> DatagramTransport:
-        return DatagramTransport(self, sock, protocol, address, waiter, extra)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra, peer_of(sock))
 
     def _make_ssl_transport(
         self,

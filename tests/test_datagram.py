@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from notifyloop.transports.datagram import MOST_AT_ONCE
+import notifyloop
+from notifyloop.transports.datagram import MOST_AT_ONCE, OVERHEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
-    import notifyloop
 
 Loop = asyncio.AbstractEventLoop
 LOCAL = ("127.0.0.1", 0)
@@ -142,6 +142,277 @@ def test_a_closed_port_is_an_error_and_not_the_end(loop: Loop) -> None:
         client.close()
         server.close()
         assert await heard.lost is None
+
+    run(loop, main())
+
+
+def test_empty_datagrams_are_sent(loop: Loop) -> None:
+    stock = isinstance(loop, asyncio.SelectorEventLoop) and not isinstance(loop, notifyloop.NotifyLoop)
+    if stock and sys.version_info < (3, 13):
+        pytest.skip("asyncio drops them before Python 3.13")
+    if type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop drops them")
+
+    async def main() -> None:
+        server, received = await endpoint(local_addr=LOCAL)
+        client, _ = await endpoint(remote_addr=server.get_extra_info("sockname"))
+        client.sendto(b"")
+        await received.until(lambda: received.received)
+        assert received.received[0][0] == b""
+        client.close()
+        server.close()
+
+    run(loop, main())
+
+
+def test_the_address_of_a_socket_that_broadcasts(loop: Loop) -> None:
+    """Such a socket is not connected: it sends to its address, and hears everybody."""
+    if type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop connects it")
+
+    async def main() -> None:
+        server, received = await endpoint(local_addr=LOCAL)
+        address = server.get_extra_info("sockname")
+        client, heard = await endpoint(remote_addr=address, allow_broadcast=True)
+        assert client.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
+        client.sendto(b"without an address")
+        client.sendto(b"with its address", address)
+        await received.until(lambda: len(received.received) == 2 or heard.errors)
+        assert heard.errors == []
+        assert [data for data, _ in received.received] == [b"without an address", b"with its address"]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
+            somebody.sendto(b"hello", ("127.0.0.1", received.received[0][1][1]))
+        await heard.until(lambda: heard.received)
+        client.close()
+        server.close()
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_socket_that_was_connected_already(loop: Loop, named: bool) -> None:
+    async def main() -> None:
+        server, received = await endpoint(local_addr=LOCAL)
+        address = server.get_extra_info("sockname")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.connect(address)
+        client, heard = await endpoint(sock=sock)
+        assert client.get_extra_info("peername") == address
+        client.sendto(b"data", address if named else None)
+        await received.until(lambda: received.received)
+        server.sendto(b"answer", received.received[0][1])
+        await heard.until(lambda: heard.received)
+        assert heard.received == [(b"answer", address)]
+        client.close()
+        server.close()
+
+    if named and type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop refuses an address there")
+    run(loop, main())
+
+
+def test_a_new_protocol_gets_what_comes_next(loop: Loop) -> None:
+    if type(loop).__module__ == "uvloop":
+        pytest.skip("uvloop keeps calling the first protocol")
+
+    class First(Recorder):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            self.transport.set_protocol(second)
+
+    async def main() -> None:
+        nonlocal second
+        second = Recorder()
+        server, first = await asyncio.get_running_loop().create_datagram_endpoint(First, local_addr=LOCAL)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for data in (b"1", b"2", b"3"):
+                sender.sendto(data, server.get_extra_info("sockname"))
+        await second.until(lambda: len(second.received) == 2)
+        assert [data for data, _ in first.received] == [b"1"]
+        assert [data for data, _ in second.received] == [b"2", b"3"]
+        server.close()
+        assert await second.lost is None
+
+    second: Recorder
+    run(loop, main())
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_no_datagram_arrives_after_the_end(loop: Loop, end: str) -> None:
+    """Also not of those that were queued when a protocol ends it while it gets the first."""
+
+    class Ending(Recorder):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            getattr(self.transport, end)()
+
+    async def main() -> None:
+        server, protocol = await asyncio.get_running_loop().create_datagram_endpoint(Ending, local_addr=LOCAL)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for data in (b"1", b"2", b"3"):
+                sender.sendto(data, server.get_extra_info("sockname"))
+        assert await protocol.lost is None
+        assert [data for data, _ in protocol.received] == [b"1"]
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "of words"])
+def test_whatever_holds_bytes_can_be_sent(loop: Loop, kind: str) -> None:
+    text = b"some data in words of 4 bytes..."
+    data: Any = {
+        "bytes": text,
+        "bytearray": bytearray(text),
+        "memoryview": memoryview(text),
+        "of words": memoryview(text).cast("I"),
+    }[kind]
+
+    async def main() -> None:
+        server, received = await endpoint(local_addr=LOCAL)
+        client, heard = await endpoint(remote_addr=server.get_extra_info("sockname"))
+        client.sendto(data)
+        await received.until(lambda: received.received or heard.errors)
+        assert [data for data, _ in received.received] == [text]
+        client.close()
+        server.close()
+
+    run(loop, main())
+
+
+class Full:
+    """A Unix datagram socket whose peer takes no more, and a transport that keeps what is sent to it."""
+
+    def __init__(self, protocol: type[Recorder] = Recorder) -> None:
+        self.protocol_factory = protocol
+
+    async def __aenter__(self) -> Full:
+        ours, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        self.peer.setblocking(False)
+        self.transport, self.protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            self.protocol_factory, sock=ours
+        )
+        while not self.transport.get_write_buffer_size():
+            self.transport.sendto(b"fill")
+        self.kept = self.transport.get_write_buffer_size()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.peer.close()
+        self.transport.abort()
+        await self.protocol.lost
+
+
+needs_unix = pytest.mark.only("unix sockets", reason="UDP never blocks here")
+
+
+@needs_unix
+def test_the_buffer_counts_bytes_and_a_header(notify_loop: notifyloop.NotifyLoop) -> None:
+    async def main() -> None:
+        async with Full() as full:
+            assert full.kept == len(b"fill") + OVERHEAD
+            before = full.kept
+            for data in (b"", bytearray(3), memoryview(bytes(16)).cast("I")):
+                full.transport.sendto(data)
+                added = full.transport.get_write_buffer_size() - before
+                assert added == memoryview(data).nbytes + OVERHEAD
+                before += added
+            while full.transport.get_write_buffer_size():
+                await asyncio.get_running_loop().sock_recv(full.peer, 100)
+            assert full.transport.get_write_buffer_size() == 0
+
+    run(notify_loop, main())
+
+
+@needs_unix
+def test_what_is_kept_does_not_change(notify_loop: notifyloop.NotifyLoop) -> None:
+    async def main() -> None:
+        async with Full() as full:
+            data = bytearray(b"before")
+            full.transport.sendto(data)
+            data[:] = b"after!"
+            while (received := await asyncio.get_running_loop().sock_recv(full.peer, 100)) == b"fill":
+                pass
+            assert received == b"before"
+
+    run(notify_loop, main())
+
+
+@needs_unix
+def test_writing_resumes_when_the_peer_takes_it(notify_loop: notifyloop.NotifyLoop) -> None:
+    async def main() -> None:
+        async with Full() as full:
+            full.transport.set_write_buffer_limits(high=100, low=50)
+            assert full.transport.get_write_buffer_limits() == (50, 100)
+            while "pause" not in full.protocol.calls:
+                full.transport.sendto(b"more")
+            assert full.transport.get_write_buffer_size() > 100
+            while "resume" not in full.protocol.calls:
+                await asyncio.get_running_loop().sock_recv(full.peer, 100)
+            assert full.transport.get_write_buffer_size() <= 50
+            assert full.protocol.calls == ["pause", "resume"]
+
+    run(notify_loop, main())
+
+
+@needs_unix
+def test_an_exception_of_error_received_does_not_send_a_datagram_again(notify_loop: notifyloop.NotifyLoop) -> None:
+    """The peer is gone: each datagram that was kept is an error, once."""
+    reported: list[dict[str, Any]] = []
+    notify_loop.set_exception_handler(lambda _, context: reported.append(context))
+
+    class Fragile(Recorder):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            raise LookupError(exc)
+
+    async def main() -> None:
+        async with Full(Fragile) as full:
+            full.transport.sendto(b"second")
+            full.transport.sendto(b"third")
+            full.transport.close()
+            full.peer.close()
+            assert await full.protocol.lost is None
+            assert len(full.protocol.errors) == 3
+            assert isinstance(full.protocol.errors[0], ConnectionError)
+
+    run(notify_loop, main())
+    assert [type(context["exception"]) for context in reported] == [LookupError] * 3
+
+
+@needs_unix
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_ending_from_error_received_while_datagrams_are_kept(notify_loop: notifyloop.NotifyLoop, end: str) -> None:
+    class Ending(Recorder):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            getattr(self.transport, end)()
+
+    async def main() -> None:
+        async with Full(Ending) as full:
+            full.transport.sendto(b"second")
+            full.peer.close()
+            assert await full.protocol.lost is None
+            assert len(full.protocol.errors) == (2 if end == "close" else 1)
+
+    run(notify_loop, main())
+
+
+def test_addresses_that_nothing_can_be_sent_to(loop: Loop) -> None:
+    """What the system refuses is the protocol's to hear of; the transport goes on."""
+
+    async def main() -> None:
+        server, received = await endpoint(local_addr=LOCAL)
+        client, heard = await endpoint(local_addr=LOCAL)
+        client.sendto(b"x" * 100_000, server.get_extra_info("sockname"))  # larger than any UDP datagram
+        await heard.until(lambda: heard.errors)
+        assert isinstance(heard.errors[0], OSError)
+        client.sendto(b"small", server.get_extra_info("sockname"))
+        await received.until(lambda: received.received)
+        assert not client.is_closing()
+        client.close()
+        server.close()
 
     run(loop, main())
 

@@ -12,6 +12,7 @@ closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 from __future__ import annotations
 
 import asyncio
+import socket
 import warnings
 from asyncio import futures, trsock
 from asyncio.log import logger
@@ -21,7 +22,6 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from collections import deque
     from collections.abc import Callable
     from typing import Any
@@ -32,6 +32,8 @@ __all__ = ["SocketTransport", "Writer"]
 
 HIGH_WATER = 64 * 1024  # bytes; asyncio's
 LOW_WATER = HIGH_WATER // 4
+
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
 class Writer:

@@ -17,7 +17,7 @@ from collections import deque
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING
 
-from notifyloop.transports.base import SocketTransport
+from notifyloop.transports.base import INTERNET, SocketTransport
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DatagramTransport"]
 
-MAX_SIZE = 256 * 1024  # bytes; asyncio's. No datagram is that large.
+# Bytes to make room for. malloc() maps what has 128 KiB, and more, which costs more than to receive; no Internet
+# datagram has so many, those of Unix sockets may.
+LARGEST = 64 * 1024
+LARGEST_UNIX = 256 * 1024
 MOST_AT_ONCE = 64  # datagrams received for one notification
 OVERHEAD = 8  # bytes that a datagram kept counts beside its own: many empty ones are not nothing
 
@@ -35,7 +38,7 @@ OVERHEAD = 8  # bytes that a datagram kept counts beside its own: many empty one
 class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
     """A datagram socket; made by `create_datagram_endpoint`."""
 
-    __slots__ = ("_address",)
+    __slots__ = ("_address", "_largest")
 
     def __init__(
         self,
@@ -45,31 +48,34 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         address: Any = None,
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
+        peername: Any = None,
     ) -> None:
-        super().__init__(loop, sock, protocol, extra)
-        self._address = address  # the one peer, of a transport that was made with remote_addr
+        super().__init__(loop, sock, protocol, extra, peername)
+        # The one peer, of a transport that was made with remote_addr. Its socket is connected, unless it broadcasts.
+        self._address = address
+        self._largest = LARGEST if sock.family in INTERNET else LARGEST_UNIX
         loop.call_soon(self._begin, waiter, context=self._context)
 
     # ---- receiving
 
     def _read_ready(self) -> None:
-        sock, protocol = self._sock, self._protocol
+        sock, largest = self._sock, self._largest
         for _ in range(MOST_AT_ONCE):
             if self._conn_lost or self._closing:
                 return
             try:
-                data, address = sock.recvfrom(MAX_SIZE)
+                data, address = sock.recvfrom(largest)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                protocol.error_received(error)
+                self._protocol.error_received(error)
                 return
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 self._fatal_error(error, "Fatal read error on datagram transport")
                 return
-            protocol.datagram_received(data, address)
+            self._protocol.datagram_received(data, address)
 
     # ---- sending
 
@@ -90,17 +96,18 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
                 return
             self._await_writability()
             self._buffer = deque()
-        self._buffer.append((bytes(data), addr))
+        data = bytes(data)
+        self._buffer.append((data, addr))
         self._buffer_size += len(data) + OVERHEAD
         self._maybe_pause_protocol()
 
     def _send(self, data: bytes | bytearray | memoryview, addr: Any) -> bool:
         """Returns whether this datagram is done with, sent or not; False if the socket would block."""
         try:
-            if addr is None or self._address:
+            if self._peername is not None:  # it is connected; "" is a Unix socket without a name
                 self._sock.send(data)
             else:
-                self._sock.sendto(data, addr)
+                self._sock.sendto(data, addr or self._address)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -114,12 +121,15 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
     def _write_ready(self) -> None:
         while self._buffer:
             data, addr = self._buffer[0]
+            size = len(data) + OVERHEAD
+            self._buffer.popleft()  # first, for error_received() may raise
+            self._buffer_size -= size
             if not self._send(data, addr):
+                self._buffer.appendleft((data, addr))
+                self._buffer_size += size
                 break
             if self._conn_lost:
                 return
-            self._buffer.popleft()
-            self._buffer_size -= len(data) + OVERHEAD
         self._maybe_resume_protocol()  # may send more, or end it
         if not self._buffer and not self._conn_lost:
             self._buffer = ()

@@ -24,7 +24,7 @@ from itertools import islice
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING
 
-from notifyloop.transports.base import SocketTransport
+from notifyloop.transports.base import INTERNET, SocketTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,9 +61,6 @@ else:  # Python has no vectored send on Windows: what is sent together is copied
                 break
             joined.append(piece)
         return sock.send(b"".join(joined) if len(joined) > 1 else joined[0])
-
-
-INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
 def takes_buffers(protocol: object) -> bool:
