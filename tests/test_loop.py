@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import notifyloop
+from notifyloop.handles import MOST_SPARE, UNSHARED
 from notifyloop.loop import Turn
 
 if TYPE_CHECKING:
@@ -87,6 +88,52 @@ class TestScheduling:
         loop.call_later(0.001, loop.stop)
         loop.run_forever()
         assert ran == []
+
+    def test_a_handle_that_was_kept_is_nobody_elses(self, loop: Loop) -> None:
+        ran: list[int] = []
+        kept = [loop.call_soon(ran.append, number) for number in range(3)]
+        run_turns(loop)
+        for number in range(3, 100):
+            loop.call_soon(ran.append, number)
+        for handle in kept:
+            handle.cancel()
+        run_turns(loop)
+        assert ran == list(range(100))
+
+    def test_a_callback_that_cancels_its_own_handle_cancels_no_other(self, loop: Loop) -> None:
+        ran: list[str] = []
+        handles: list[asyncio.Handle] = []
+
+        def callback() -> None:
+            handles.pop().cancel()
+            ran.append("cancelled")
+
+        handles.append(loop.call_soon(callback))
+        run_turns(loop)
+        for _ in range(10):
+            loop.call_soon(ran.append, "later")
+        run_turns(loop)
+        assert ran == ["cancelled", *["later"] * 10]
+
+    def test_what_a_callback_was_given_is_gone_when_it_has_run(self, loop: Loop) -> None:
+        class Payload:
+            pass
+
+        variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
+        payloads = [Payload() for _ in range(4)]
+        alive = weakref.WeakSet(payloads)
+        context = contextvars.copy_context()
+        context.run(variable.set, payloads[3])
+
+        def callback(*_: Payload, last: Payload = payloads[2]) -> None:
+            pass
+
+        loop.call_soon(callback, *payloads[:2], context=context)
+        payloads.clear()
+        del callback, context
+        run_turns(loop, 2)
+        gc.collect()
+        assert not alive
 
     def test_timers_run_in_the_order_of_their_times(self, loop: Loop) -> None:
         order: list[int] = []
@@ -469,6 +516,19 @@ class TestOurs:
         loop = asyncio.SelectorEventLoop(notifyloop.NotificationSelector())
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             assert runner.run(main()) == b""
+
+    @pytest.mark.skipif(UNSHARED < 0, reason="without a global lock nobody knows who else has a handle")
+    def test_handles_that_nobody_kept_are_used_again(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kept = notify_loop.call_soon(int)
+        notify_loop.call_soon_threadsafe(int)
+        for _ in range(2 * MOST_SPARE):
+            notify_loop.call_soon(int)
+        run_turns(notify_loop)
+        spare = notify_loop._turn.spare
+        assert len(spare) == MOST_SPARE
+        assert kept not in spare
+        assert notify_loop.call_soon(int) not in spare
+        assert len(spare) == MOST_SPARE - 1
 
     def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair, traits: set[str]) -> None:
         remaining = 1000
