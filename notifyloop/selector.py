@@ -75,10 +75,11 @@ class Interest:
     """What is wanted of one descriptor, and the packed order that re-arms it.
 
     One that has an owner rests while nothing is wanted of it: the port keeps the registration, disarmed, and no order
-    is needed until something is.
+    is needed until something is. It may still be armed then, for what was wanted last: that costs nothing if the same is
+    wanted soon, and one notification for nobody if not.
     """
 
-    __slots__ = ("data", "drained", "enable", "events", "fd", "fileobj", "key", "number", "owner")
+    __slots__ = ("armed", "data", "drained", "enable", "events", "fd", "fileobj", "key", "number", "owner")
 
     def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, key: int) -> None:
         self.fileobj = fileobj
@@ -89,7 +90,12 @@ class Interest:
         self.drained = False  # of what there was to receive, as far as the owner knows
         self.key = key
         self.number = key & ONLY_NUMBER
-        self.enable = self.order() if events else b""
+        self.arm()
+
+    def arm(self) -> None:
+        """Have it armed for what is wanted now."""
+        self.armed = self.events
+        self.enable = self.order() if self.events else b""
 
     def order(self) -> bytes:
         return REGISTRATION.pack(self.fd, self.key, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
@@ -214,9 +220,9 @@ class NotificationSelector(BaseSelector):
         it cannot be, the interest is called ready, so that the owner meets the error.
         """
         interest.data = data
-        if events != interest.events:
-            interest.events = events
-            interest.enable = interest.order() if events else b""
+        interest.events = events
+        if events != interest.armed:
+            interest.arm()
         if events:
             self.disarmed.append(interest)
 
@@ -251,7 +257,7 @@ class NotificationSelector(BaseSelector):
         if events != interest.events:
             widened = events & ~interest.events
             interest.events = events
-            interest.enable = interest.order()
+            interest.arm()
             if widened:
                 try:
                     self._apply(interest.enable)
@@ -313,6 +319,8 @@ class NotificationSelector(BaseSelector):
             mask = READY[events & 255] & interest.events
             if mask:
                 ready.append((interest, mask))
+            elif interest.events != interest.armed:
+                interest.arm()  # nobody wanted it soon
         return ready
 
     def unknown(self, number: int, events: int) -> None:
