@@ -227,6 +227,12 @@ class NotifyLoop(System):
         heapq.heappush(self._scheduled, (when, turn.timers, timer))
         return timer
 
+    def set_debug(self, enabled: bool) -> None:
+        """As asyncio's."""
+        super().set_debug(enabled)
+        # Every future and every task that is made asks. A method of a bool answers without a frame of Python.
+        self.get_debug = bool(enabled).__bool__  # type: ignore[method-assign]
+
     # ---- the turn
 
     def _run_once(self) -> None:

@@ -60,7 +60,8 @@ ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
 WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
-# An interest is found by the lower 32 bits of its key, its number. Packets of other origins have keys below the first.
+# An interest is found by the lower 32 bits of its key, its number: Python makes, hashes and compares small numbers
+# faster. Packets of other origins have keys below the first.
 ONLY_NUMBER = 0xFFFFFFFF
 FIRST_NUMBER = 1 << 16
 WAKE_UP_NUMBER = WAKE_UP & ONLY_NUMBER
@@ -74,22 +75,21 @@ OUT_OF_MEMORY = (
 class Interest:
     """What is wanted of one descriptor, and the packed order that re-arms it.
 
-    One that has an owner rests while nothing is wanted of it: the port keeps the registration, disarmed, and no order
-    is needed until something is. It may still be armed then, for what was wanted last: that costs nothing if the same is
-    wanted soon, and one notification for nobody if not.
+    One that has an owner rests while nothing is wanted of it: the port keeps the registration, and no order is needed
+    until something is. It may still be armed then, for what was wanted last: that costs nothing if the same is wanted
+    soon, and one notification for nobody if not.
     """
 
-    __slots__ = ("armed", "data", "drained", "enable", "events", "fd", "fileobj", "key", "number", "owner")
+    __slots__ = ("armed", "data", "drained", "enable", "events", "fd", "fileobj", "number", "owner")
 
-    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, key: int) -> None:
+    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, number: int) -> None:
         self.fileobj = fileobj
         self.fd = fd
         self.events = events
         self.data = data
         self.owner: Callable[[], object] | None = None  # who tells before it closes the descriptor, as a weak reference
         self.drained = False  # of what there was to receive, as far as the owner knows
-        self.key = key
-        self.number = key & ONLY_NUMBER
+        self.number = number
         self.arm()
 
     def arm(self) -> None:
@@ -98,7 +98,7 @@ class Interest:
         self.enable = self.order() if self.events else b""
 
     def order(self) -> bytes:
-        return REGISTRATION.pack(self.fd, self.key, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
+        return REGISTRATION.pack(self.fd, REGISTERED | self.number, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
@@ -176,19 +176,18 @@ class NotificationSelector(BaseSelector):
         resting = self.interests.get(fd)
         if resting is not None:
             self.remove(resting)
-        interest = Interest(fileobj, fd, events, data, self._unused_key())
+        interest = Interest(fileobj, fd, events, data, self._unused_number())
         self._apply(interest.enable)
         self.interests[fd] = interest
         self.by_number[interest.number] = interest
         return interest
 
-    def _unused_key(self) -> int:
-        """Numbers come again after four billion registrations; one may still be in use then."""
+    def _unused_number(self) -> int:
+        """They come again after four billion registrations, when one may still be in use."""
         while True:
-            key = next_generation()
-            number = key & ONLY_NUMBER
+            number = next_generation() & ONLY_NUMBER
             if number >= FIRST_NUMBER and number != WAKE_UP_NUMBER and number not in self.by_number:
-                return key
+                return number
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -210,7 +209,7 @@ class NotificationSelector(BaseSelector):
             self.remove(interest)
             interest = None
         if interest is None:
-            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_key())
+            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_number())
             self.by_number[interest.number] = interest
         interest.owner = owner
         return interest
@@ -230,7 +229,9 @@ class NotificationSelector(BaseSelector):
         """Take back a registration."""
         self.forget(interest)
         # Fails only if the descriptor was closed: then it is gone already.
-        self._batch.exchange(REGISTRATION.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0)
+        self._batch.exchange(
+            REGISTRATION.pack(interest.fd, REGISTERED | interest.number, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0
+        )
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration without telling the port, because its descriptor is about to be closed."""

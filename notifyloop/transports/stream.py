@@ -95,6 +95,11 @@ def send_without_delay(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def pass_on(protocol: Any, data: bytes) -> None:
+    """For protocols whose data_received() is no method written in Python."""
+    protocol.data_received(data)
+
+
 class StreamTransport(SocketTransport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
@@ -145,10 +150,13 @@ class StreamTransport(SocketTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         super().set_protocol(protocol)
         self._buffered_protocol = takes_buffers(protocol)
-        # What takes what arrives. Kept, because to look up a method that is passed on costs more than to call it.
-        self._received: Any = (
-            self._receive_into_protocol if self._buffered_protocol else getattr(protocol, "data_received", None)
-        )
+        # What takes what arrives, as a function: to make a method of it each time costs more than to call it, and to
+        # keep one costs memory.
+        self._received: Any = StreamTransport._receive_into_protocol
+        if not self._buffered_protocol:
+            method = getattr(protocol, "data_received", None)
+            own = getattr(method, "__self__", None) is protocol and hasattr(method, "__func__")
+            self._received = method.__func__ if own else pass_on  # type: ignore[union-attr]
 
     def is_reading(self) -> bool:
         return not self._closing and not self._paused
@@ -173,7 +181,7 @@ class StreamTransport(SocketTransport):
     def _run(self) -> None:
         """Receive, because there is something to receive. Only the protocol is called in the connection's context."""
         if self._buffered_protocol:
-            self._context.run(self._received)
+            self._context.run(self._received, self)
             return
         try:
             data = receive(self._target, RECEIVE)
@@ -188,7 +196,7 @@ class StreamTransport(SocketTransport):
             self._context.run(self._read_eof)
             return
         try:
-            self._context.run(self._received, data)
+            self._context.run(self._received, self._protocol, data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -424,7 +432,6 @@ class StreamTransport(SocketTransport):
 
     def _release(self) -> None:
         super()._release()
-        self._received = None  # it may be a method of our own
         self._detach()
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
