@@ -28,7 +28,7 @@ from asyncio import base_events, constants, trsock
 from asyncio.log import logger
 from contextvars import copy_context
 from selectors import EVENT_READ, EVENT_WRITE
-from sys import getrefcount
+from sys import getrefcount, intern
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
 
@@ -46,7 +46,7 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
+from notifyloop.transports import INTERNET, DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
 
 if sys.platform == "win32":
     from notifyloop.windows.system import System
@@ -555,6 +555,8 @@ class NotifyLoop(System):
             protocol = None
             try:
                 protocol = protocol_factory()
+                if sock.family in INTERNET:  # a proxy's many connections share its address: sixty bytes each
+                    address = (intern(address[0]), *address[1:])
                 StreamTransport(self, connection, protocol, None, None, server, address)
             except (SystemExit, KeyboardInterrupt):
                 raise
