@@ -263,6 +263,41 @@ class TestOtherThreads:
         loop.run_forever()
         assert handles[0].cancelled()
 
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 nobody waits")
+    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize("method", ["cancel", "cancelled"])
+    def test_whoever_asks_about_a_callback_that_runs_waits_for_it(self, loop: Loop, method: str, debug: bool) -> None:
+        if type(loop).__module__ == "uvloop":
+            pytest.skip("uvloop's handles have no lock")
+        loop.set_debug(debug)
+        started, asking, answered = threading.Event(), threading.Event(), threading.Event()
+        early: list[bool] = []
+
+        def callback() -> None:
+            started.set()
+            asking.wait()
+            early.append(answered.wait(0.05))
+            loop.stop()
+
+        def ask() -> None:
+            handle = loop.call_soon_threadsafe(callback)
+            started.wait()
+            asking.set()
+            getattr(handle, method)()
+            answered.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        loop.run_forever()
+        thread.join()
+        assert early == [False]
+
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="the class is new in Python 3.14")
+    def test_handles_of_other_threads_are_of_asyncios_kind(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kind = asyncio.events._ThreadSafeHandle  # type: ignore[attr-defined]
+        assert isinstance(notify_loop.call_soon_threadsafe(print), kind)
+        assert not isinstance(notify_loop.call_soon(print), kind)
+
     def test_closed(self) -> None:
         loop = notifyloop.NotifyLoop()
         loop.close()
