@@ -450,6 +450,49 @@ class TestReaders:
         assert got == list(range(50))
 
 
+class TestFairness:
+    """While callbacks make callbacks without end, everything else is still served."""
+
+    @pytest.fixture
+    def busy(self, loop: Loop) -> Loop:
+        def chain() -> None:
+            loop.call_soon(chain)
+
+        loop.call_soon(chain)
+        return loop
+
+    def test_readers(self, busy: Loop, pair: Pair) -> None:
+        busy.add_reader(pair[0], busy.stop)
+        busy.call_soon(pair[1].send, b"x")
+        busy.run_forever()
+
+    def test_timers(self, busy: Loop) -> None:
+        busy.call_later(0.01, busy.stop)
+        busy.run_forever()
+
+    def test_other_threads(self, busy: Loop) -> None:
+        thread = threading.Thread(target=busy.call_soon_threadsafe, args=(busy.stop,))
+        busy.call_soon(thread.start)
+        busy.run_forever()
+        thread.join()
+
+    def test_connections(self, busy: Loop) -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            writer.close()
+
+        async def main() -> None:
+            async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+                for number in range(5):
+                    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                    writer.write(b"%d\n" % number)
+                    assert await reader.read() == b"%d\n" % number
+                    writer.close()
+                    await writer.wait_closed()
+
+        busy.run_until_complete(main())
+
+
 class TestProcessesSignalsPipes:
     @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_subprocess(self) -> None:
