@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio import events
 from asyncio.format_helpers import _format_callback_source
 from contextvars import copy_context
-from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -108,29 +108,18 @@ def new_handle(loop: NotifyLoop) -> Handle:
     return handle
 
 
-class LockedHandle(Handle):
-    """What other threads get, who may cancel it while the loop is about to run it; then `cancel()` waits for that."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: NotifyLoop, context: Context | None = None
-    ) -> None:
-        super().__init__(callback, args, loop, context)
-        self._lock = RLock()
-
-    def cancel(self) -> None:
-        with self._lock:
-            super().cancel()
-
-    def _run(self) -> None:
-        with self._lock:
-            if not self._cancelled:
-                super()._run()
-
-
 # Since Python 3.14 asyncio's handles of other threads have a lock.
 LOCKED_HANDLES = sys.version_info >= (3, 14)
+
+if sys.version_info >= (3, 14):
+
+    class LockedHandle(events._ThreadSafeHandle, Handle):  # type: ignore[name-defined, misc]
+        """What other threads get: asyncio's lock around the above. Whoever cancels it waits until it has run."""
+
+        __slots__ = ()
+
+else:
+    LockedHandle = Handle
 
 
 class TimerHandle(asyncio.TimerHandle):

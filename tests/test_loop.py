@@ -263,6 +263,41 @@ class TestOtherThreads:
         loop.run_forever()
         assert handles[0].cancelled()
 
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 nobody waits")
+    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize("method", ["cancel", "cancelled"])
+    def test_whoever_asks_about_a_callback_that_runs_waits_for_it(self, loop: Loop, method: str, debug: bool) -> None:
+        if type(loop).__module__ == "uvloop":
+            pytest.skip("uvloop's handles have no lock")
+        loop.set_debug(debug)
+        started, asking, answered = threading.Event(), threading.Event(), threading.Event()
+        early: list[bool] = []
+
+        def callback() -> None:
+            started.set()
+            asking.wait()
+            early.append(answered.wait(0.05))
+            loop.stop()
+
+        def ask() -> None:
+            handle = loop.call_soon_threadsafe(callback)
+            started.wait()
+            asking.set()
+            getattr(handle, method)()
+            answered.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        loop.run_forever()
+        thread.join()
+        assert early == [False]
+
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="the class is new in Python 3.14")
+    def test_handles_of_other_threads_are_of_asyncios_kind(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kind = asyncio.events._ThreadSafeHandle  # type: ignore[attr-defined]
+        assert isinstance(notify_loop.call_soon_threadsafe(print), kind)
+        assert not isinstance(notify_loop.call_soon(print), kind)
+
     def test_closed(self) -> None:
         loop = notifyloop.NotifyLoop()
         loop.close()
@@ -413,6 +448,49 @@ class TestReaders:
             end.close()
             peer.close()
         assert got == list(range(50))
+
+
+class TestFairness:
+    """While callbacks make callbacks without end, everything else is still served."""
+
+    @pytest.fixture
+    def busy(self, loop: Loop) -> Loop:
+        def chain() -> None:
+            loop.call_soon(chain)
+
+        loop.call_soon(chain)
+        return loop
+
+    def test_readers(self, busy: Loop, pair: Pair) -> None:
+        busy.add_reader(pair[0], busy.stop)
+        busy.call_soon(pair[1].send, b"x")
+        busy.run_forever()
+
+    def test_timers(self, busy: Loop) -> None:
+        busy.call_later(0.01, busy.stop)
+        busy.run_forever()
+
+    def test_other_threads(self, busy: Loop) -> None:
+        thread = threading.Thread(target=busy.call_soon_threadsafe, args=(busy.stop,))
+        busy.call_soon(thread.start)
+        busy.run_forever()
+        thread.join()
+
+    def test_connections(self, busy: Loop) -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            writer.close()
+
+        async def main() -> None:
+            async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+                for number in range(5):
+                    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                    writer.write(b"%d\n" % number)
+                    assert await reader.read() == b"%d\n" % number
+                    writer.close()
+                    await writer.wait_closed()
+
+        busy.run_until_complete(main())
 
 
 class TestProcessesSignalsPipes:
