@@ -14,6 +14,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 import unittest
@@ -70,6 +71,7 @@ class Journal(unittest.TestResult):
 def main() -> None:
     journal_path, loop, tests_path, preparation = sys.argv[1:]
     del sys.path[0]  # this folder, whose modules have the names of what they run
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
     faulthandler.enable()
     importlib.import_module(preparation).prepare(loop)
     modules = sys.stdin.read().split()
