@@ -75,7 +75,8 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
 
 def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: float) -> tuple[str, str]:
     """One child, ended when its journal is silent for too long. Returns its output and how it ended."""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, [*suite.path, HERE.parent.parent])))
+    folders = [*map(str, suite.path), *filter(None, [os.environ.get("PYTHONPATH")]), str(HERE.parent.parent)]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folders))
     command = [
         sys.executable,
         str(HERE / "child.py"),
