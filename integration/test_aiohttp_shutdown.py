@@ -64,8 +64,8 @@ class Server:
         return socket
 
     async def _say_goodbye(self, application: web.Application) -> None:
-        for socket in self.sockets:
-            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"closing time")
+        for websocket in self.sockets:
+            await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"closing time")
 
 
 @pytest_asyncio.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-# What asyncio's own loops lack on Windows: the one has no watched sockets, the other no child processes, neither has signals.
+# On Windows neither of asyncio's loops has all that these need: watched sockets, child processes, signals.
 complete = pytest.mark.asyncio(loop_factories=["notifyloop"]) if sys.platform == "win32" else pytest.mark.asyncio
 COPY = "import sys; sys.stdout.write(sys.stdin.read())"
 

@@ -57,7 +57,10 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
             wanted = Path(folder, "wanted")
             if left is not None:
                 wanted.write_text("\n".join(left))
-            output, why = watch(suite, loop, journal, wanted if left is not None else None, silence)
+            modules = suite.modules
+            if left is not None:  # importing takes its time
+                modules = [name for name in modules if any(test.startswith(f"{name}.") for test in left)]
+            output, why = watch(suite, loop, journal, wanted if left is not None else None, modules, silence)
             lines = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("]")]
             started = None
             for event, name, detail in lines:
@@ -73,7 +76,9 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
             outcomes[started] = (why, output[-4000:])
 
 
-def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: float) -> tuple[str, str]:
+def watch(
+    suite: Suite, loop: str, journal: Path, wanted: Path | None, modules: list[str], silence: float
+) -> tuple[str, str]:
     """One child, ended when its journal is silent for too long. Returns its output and how it ended."""
     folders = [*map(str, suite.path), *filter(None, [os.environ.get("PYTHONPATH")]), str(HERE.parent.parent)]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folders))
@@ -101,7 +106,7 @@ def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: 
         assert child.stdin is not None
         if child.stdout is not None:
             threading.Thread(target=shutil.copyfileobj, args=(child.stdout, output), daemon=True).start()
-        child.stdin.write("\n".join(suite.modules))
+        child.stdin.write("\n".join(modules))
         child.stdin.close()
         size, since, why = -1, time.monotonic(), "crashed"
         while child.poll() is None:
