@@ -1,5 +1,5 @@
 """Runs a suite in child processes, and judges: what fails must be listed with a reason, and what is listed
-must fail.
+must fail. What would only hang is left out, with a reason, too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -159,20 +160,33 @@ def failing(outcomes: Outcomes) -> list[str]:
     return sorted(test for test, (outcome, _) in outcomes.items() if outcome not in ("passed", "skipped"))
 
 
+def systems() -> set[str]:
+    """What an entry's `system` may be, here."""
+    if sys.platform != "win32":
+        return {sys.platform}
+    import ctypes  # noqa: PLC0415
+
+    return {"win32", "wine"} if hasattr(ctypes.WinDLL("ntdll"), "wine_get_version") else {"win32"}
+
+
+def holds_here(entry: dict[str, Any]) -> bool:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return entry.get("system", sys.platform) in systems() and version in entry.get("python", [version])
+
+
 def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    listed = [
-        entry
-        for entry in tomllib.loads((HERE / f"{suite.name}.toml").read_text()).get("deviation", [])
-        if entry.get("system", sys.platform) == sys.platform
-        and (not entry.get("python") or f"{sys.version_info[0]}.{sys.version_info[1]}" in entry["python"])
-    ]
+    lists = tomllib.loads((HERE / f"{suite.name}.toml").read_text())
+    listed = list(filter(holds_here, lists.get("deviation", [])))
+    left_out = list(filter(holds_here, lists.get("left_out", [])))
     every = run_child(suite, suite.stock, None, arguments.silence)
     broken = [test for test in every if test.startswith("unittest.loader._FailedTest.")]
     if broken:
         raise SystemExit(f"{suite.name}: these modules cannot be imported: {broken}")
     # What else unittest makes up are modules that skip themselves.
     tests = [test for test in every if fnmatch.fnmatchcase(test, arguments.only) and not test.startswith("unittest.")]
+    hopeless = [test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in left_out)]
+    tests = [test for test in tests if test not in hopeless]
     outcomes = run(suite, arguments.loop, tests, arguments)
 
     flaky: list[str] = []
@@ -209,7 +223,8 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     print(
         f"{suite.name} on Python {version}, {arguments.loop}: {len(outcomes)} tests, "
         f"{count['passed']} passed, {count['skipped']} skipped, {len(unexpected)} unexpected failures, "
-        f"{len(excused)} listed deviations, {len(environment)} fail on the stock loop too, {len(flaky)} flaky; "
+        f"{len(excused)} listed deviations, {len(hopeless)} left out, "
+        f"{len(environment)} fail on the stock loop too, {len(flaky)} flaky; "
         f"{time.monotonic() - started:.0f} s"
     )
     return 1 if unexpected or passing_again or not outcomes else 0
