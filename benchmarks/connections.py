@@ -125,7 +125,8 @@ class ConnectionsRun:
         for number in range(self.rounds):
             for loop in [LIMIT, *loops]:
                 async with self._attempt(loop, f"rate, round {number + 1} of {self.rounds}", self.seconds):
-                    self.rates.setdefault(loop, []).append(await rate(self.cores, loop, self.seconds))
+                    figure = await rate(self.cores, loop, self.seconds)
+                    self.rates.setdefault(loop, []).append(figure)
         for loop in loops:
             # A slow server closes a thousand connections a second.
             async with self._attempt(loop, f"soak, {self.total} connections", self.total / 1000):

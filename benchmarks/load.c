@@ -20,6 +20,7 @@
 #include <sys/epoll.h>
 
 enum { CHUNK = 256 * 1024, SHIFTS = 4096, EVENTS = 512, EDGE = 64, RESPONSE = 4096 };
+static const uint64_t PATIENCE = 10000000000u; /* nanoseconds */
 enum { STEPS = 64, OCTAVES = 40 }; /* latencies: 64 steps in each power of two of nanoseconds */
 
 static const char REQUEST[] = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n\r\n";
@@ -243,7 +244,11 @@ int main(int count, char **arguments) {
     double user, system, user_before, system_before;
     processor_time(&user_before, &system_before);
     started = nanoseconds();
-    run_until(epoll, connections, started + (uint64_t)(seconds * 1e9));
+    uint64_t end = started;
+    do { /* on a machine that is busy with something else, the first message may take longer than all was to last */
+        end += (uint64_t)(seconds * 1e9);
+        run_until(epoll, connections, end);
+    } while (messages == 0 && end - started < PATIENCE);
     double elapsed = (double)(nanoseconds() - started) / 1e9;
     processor_time(&user, &system);
     if (messages == 0)

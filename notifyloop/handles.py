@@ -3,15 +3,20 @@
 asyncio's handles with a shorter way in and out. They are made a few times per message, so each call that making
 or running one does not make counts: whether the loop is in debug mode is asked by the loop, which then makes
 asyncio's own handles; arguments are passed on as cheaply as their number allows.
+
+To make an object and to take it apart costs more than to run most callbacks. Nearly always nobody has kept the handle
+that `call_soon` returned, as the tasks that it wakes do not. So the loop uses such a handle again, when it has run:
+see `NotifyLoop._run_ready`. That nobody has it, the count of its references tells; where that is not the truth, on
+builds without a global interpreter lock, each handle is used once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio import events
 from asyncio.format_helpers import _format_callback_source
 from contextvars import copy_context
-from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +26,23 @@ if TYPE_CHECKING:
 
     from notifyloop.loop import NotifyLoop
 
-__all__ = ["Handle", "ThreadSafeHandle", "TimerHandle"]
+__all__ = [
+    "LOCKED_HANDLES",
+    "MOST_SPARE",
+    "UNSHARED",
+    "Handle",
+    "LockedHandle",
+    "TimerHandle",
+    "new_handle",
+    "report",
+]
+
+# What sys.getrefcount() says of an object that only one local variable refers to. Its own argument counts, but since
+# Python 3.14 it may be borrowed from the variable. Should it not be, no handle is used again, which costs time only.
+UNSHARED = 1 if sys.version_info >= (3, 14) else 2
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    UNSHARED = -1
+MOST_SPARE = 1024  # handles
 
 
 def _run(self: Handle | TimerHandle) -> None:
@@ -37,11 +58,16 @@ def _run(self: Handle | TimerHandle) -> None:
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
-        callback = _format_callback_source(self._callback, self._args)
-        self._loop.call_exception_handler(
-            {"message": f"Exception in callback {callback}", "exception": error, "handle": self}
-        )
+        report(self, error)
     self = None  # type: ignore[assignment]  # the exception's traceback would keep it, and it the exception
+
+
+def report(self: Handle | TimerHandle, error: BaseException) -> None:
+    """Tell the loop's exception handler what the callback raised."""
+    callback = _format_callback_source(self._callback, self._args)
+    self._loop.call_exception_handler(
+        {"message": f"Exception in callback {callback}", "exception": error, "handle": self}
+    )
 
 
 class Handle(asyncio.Handle):
@@ -74,29 +100,26 @@ class Handle(asyncio.Handle):
         self._callback = self._args = None  # type: ignore[assignment]
 
 
-class LockedHandle(Handle):
-    """What other threads get, who may cancel it while the loop is about to run it; then `cancel()` waits for that."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: NotifyLoop, context: Context | None = None
-    ) -> None:
-        super().__init__(callback, args, loop, context)
-        self._lock = RLock()
-
-    def cancel(self) -> None:
-        with self._lock:
-            super().cancel()
-
-    def _run(self) -> None:
-        with self._lock:
-            if not self._cancelled:
-                super()._run()
+def new_handle(loop: NotifyLoop) -> Handle:
+    """A handle without callback, arguments and context."""
+    handle = Handle.__new__(Handle)
+    handle._loop = loop
+    handle._cancelled = False
+    return handle
 
 
 # Since Python 3.14 asyncio's handles of other threads have a lock.
-ThreadSafeHandle = LockedHandle if sys.version_info >= (3, 14) else Handle
+LOCKED_HANDLES = sys.version_info >= (3, 14)
+
+if sys.version_info >= (3, 14):
+
+    class LockedHandle(events._ThreadSafeHandle, Handle):  # type: ignore[name-defined, misc]
+        """What other threads get: asyncio's lock around the above. Whoever cancels it waits until it has run."""
+
+        __slots__ = ()
+
+else:
+    LockedHandle = Handle
 
 
 class TimerHandle(asyncio.TimerHandle):

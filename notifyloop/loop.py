@@ -26,16 +26,27 @@ import threading
 import weakref
 from asyncio import base_events, constants, trsock
 from asyncio.log import logger
+from contextvars import copy_context
 from selectors import EVENT_READ, EVENT_WRITE
+from sys import getrefcount, intern
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
 
-from notifyloop.handles import Handle, ThreadSafeHandle, TimerHandle
+from notifyloop.handles import (
+    LOCKED_HANDLES,
+    MOST_SPARE,
+    UNSHARED,
+    Handle,
+    LockedHandle,
+    TimerHandle,
+    new_handle,
+    report,
+)
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
+from notifyloop.transports import INTERNET, DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
 
 if sys.platform == "win32":
     from notifyloop.windows.system import System
@@ -82,12 +93,13 @@ class Turn:
     class has nearly as many.
     """
 
-    __slots__ = ("callbacks", "iterations", "sleeping", "timers", "to_flush", "waking")
+    __slots__ = ("callbacks", "iterations", "sleeping", "spare", "timers", "to_flush", "waking")
 
     def __init__(self) -> None:
         self.iterations = 0
         self.callbacks = 0
         self.timers = 0  # made so far
+        self.spare: list[Handle] = []  # handles that have run, to be used again
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
@@ -144,7 +156,14 @@ class NotifyLoop(System):
             checked = super().call_soon(callback, *args, context=context)
             del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
-        handle = Handle(callback, args, self, context)
+        spare = self._turn.spare
+        try:
+            handle = spare.pop() if spare else new_handle(self)
+        except IndexError:  # a signal handler that came in between took the last
+            handle = new_handle(self)
+        handle._callback = callback
+        handle._args = args
+        handle._context = copy_context() if context is None else context
         self._ready.append(handle)
         return handle
 
@@ -156,9 +175,19 @@ class NotifyLoop(System):
             checked = super().call_soon_threadsafe(callback, *args, context=context)
             del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
-        handle = ThreadSafeHandle(callback, args, self, context)
+        turn = self._turn
+        if LOCKED_HANDLES:
+            handle: Handle = LockedHandle(callback, args, self, context)
+        else:
+            try:
+                handle = turn.spare.pop() if turn.spare else new_handle(self)
+            except IndexError:  # another thread took the last
+                handle = new_handle(self)
+            handle._callback = callback
+            handle._args = args
+            handle._context = copy_context() if context is None else context
         self._ready.append(handle)
-        if self._turn.sleeping:
+        if turn.sleeping:
             self._write_to_self()
         return handle
 
@@ -198,12 +227,18 @@ class NotifyLoop(System):
         heapq.heappush(self._scheduled, (when, turn.timers, timer))
         return timer
 
+    def set_debug(self, enabled: bool) -> None:
+        """As asyncio's."""
+        super().set_debug(enabled)
+        # Every future and every task that is made asks. A method of a bool answers without a frame of Python.
+        self.get_debug = bool(enabled).__bool__  # type: ignore[method-assign]
+
     # ---- the turn
 
     def _run_once(self) -> None:
         """Poll and call back, turn after turn, until `stop()` was called."""
         turn, ready, selector = self._turn, self._ready, self._selector
-        find, disarm = selector.by_key.get, selector.disarmed.append
+        by_number, disarm = selector.by_number, selector.disarmed.append
         if turn.to_flush:  # written while the loop did not run
             self._flush_writes()
         while True:
@@ -226,10 +261,11 @@ class NotifyLoop(System):
                 # for an earlier one may have changed it.
                 remaining = iter(packets)
                 try:
-                    for key, events in remaining:
-                        interest = find(key)
-                        if interest is None:
-                            selector.unknown(key, events)
+                    for number, events in remaining:
+                        try:
+                            interest = by_number[number]
+                        except KeyError:
+                            selector.unknown(number, events)
                             continue
                         disarm(interest)
                         reader, writer = interest.data
@@ -253,6 +289,7 @@ class NotifyLoop(System):
     def _run_ready(self) -> None:
         """Run what is ready, and what that makes ready, until the port is to be asked again."""
         turn, ready = self._turn, self._ready
+        popleft, spare = ready.popleft, turn.spare
         batches = 0
         while True:
             if self._scheduled:
@@ -260,17 +297,39 @@ class NotifyLoop(System):
             # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping the
             # queue, keeps this safe against threads that append.
             count = len(ready)
-            if not count:
-                return
             turn.callbacks += count
             if self._debug:
                 self._run_timed(count)
             else:
                 for _ in range(count):
-                    handle = ready.popleft()
-                    if not handle._cancelled:
-                        handle._run()
-                handle = None  # type: ignore[assignment]  # its arguments must not live until the next turn
+                    handle = popleft()
+                    if type(handle) is not Handle:
+                        if not handle._cancelled:
+                            handle._run()
+                        continue
+                    callback = handle._callback
+                    if callback is None:
+                        continue  # it was cancelled
+                    # As in Handle._run(), without the price of a call.
+                    args = handle._args
+                    try:
+                        if not args:
+                            handle._context.run(callback)
+                        elif len(args) == 1:
+                            handle._context.run(callback, args[0])
+                        else:
+                            handle._context.run(callback, *args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        report(handle, error)
+                    if getrefcount(handle) == UNSHARED:
+                        handle._callback = handle._args = handle._context = None  # type: ignore[assignment]
+                        handle._cancelled = False  # as it may be, if its callback did that
+                        spare.append(handle)
+                if len(spare) > MOST_SPARE:
+                    del spare[MOST_SPARE:]
+            handle = callback = args = None  # type: ignore[assignment]  # they must not live until the next turn
             if turn.to_flush:
                 self._flush_writes()
             if self._stopping or not ready:
@@ -497,6 +556,8 @@ class NotifyLoop(System):
             protocol = None
             try:
                 protocol = protocol_factory()
+                if sock.family in INTERNET:  # a proxy's many connections share its address: sixty bytes each
+                    address = (intern(address[0]), *address[1:])
                 StreamTransport(self, connection, protocol, None, None, server, address)
             except (SystemExit, KeyboardInterrupt):
                 raise

@@ -60,6 +60,12 @@ ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
 WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
+# An interest is found by the lower 32 bits of its key, its number: Python makes, hashes and compares small numbers
+# faster. Packets of other origins have keys below the first.
+ONLY_NUMBER = 0xFFFFFFFF
+FIRST_NUMBER = 1 << 16
+WAKE_UP_NUMBER = WAKE_UP & ONLY_NUMBER
+
 OUT_OF_MEMORY = (
     errno.ENOMEM,
     errno.ENOSPC,
@@ -69,24 +75,30 @@ OUT_OF_MEMORY = (
 class Interest:
     """What is wanted of one descriptor, and the packed order that re-arms it.
 
-    One that has an owner rests while nothing is wanted of it: the port keeps the registration, disarmed, and no order
-    is needed until something is.
+    One that has an owner rests while nothing is wanted of it: the port keeps the registration, and no order is needed
+    until something is. It may still be armed then, for what was wanted last: that costs nothing if the same is wanted
+    soon, and one notification for nobody if not.
     """
 
-    __slots__ = ("data", "drained", "enable", "events", "fd", "fileobj", "key", "owner")
+    __slots__ = ("armed", "data", "drained", "enable", "events", "fd", "fileobj", "number", "owner")
 
-    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any) -> None:
+    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, number: int) -> None:
         self.fileobj = fileobj
         self.fd = fd
         self.events = events
         self.data = data
         self.owner: Callable[[], object] | None = None  # who tells before it closes the descriptor, as a weak reference
         self.drained = False  # of what there was to receive, as far as the owner knows
-        self.key = next_generation()
-        self.enable = self.order() if events else b""
+        self.number = number
+        self.arm()
+
+    def arm(self) -> None:
+        """Have it armed for what is wanted now."""
+        self.armed = self.events
+        self.enable = self.order() if self.events else b""
 
     def order(self) -> bytes:
-        return REGISTRATION.pack(self.fd, self.key, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
+        return REGISTRATION.pack(self.fd, REGISTERED | self.number, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
@@ -123,11 +135,11 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
-        self.by_key: dict[int, Interest] = {}
+        self.by_number: dict[int, Interest] = {}
         self.disarmed: list[Interest] = []
-        # What to call with the packets of other origins, by their completion key: with the address of the overlapped
-        # operation and the number posted or transferred. Called in the midst of a turn, so it takes note of what came,
-        # raises nothing and calls nobody.
+        # What to call with the packets of other origins, by their completion key, which is below FIRST_NUMBER: with the
+        # address of the overlapped operation and the number posted or transferred. Called in the midst of a turn, so it
+        # takes note of what came, raises nothing and calls nobody.
         self.foreign: dict[int, Callable[[int, int], object]] = {}
         self._unread = 0  # packets dequeued last, while those of other origins among them were not handed on
         self._batch = self.port.batch()
@@ -164,11 +176,18 @@ class NotificationSelector(BaseSelector):
         resting = self.interests.get(fd)
         if resting is not None:
             self.remove(resting)
-        interest = Interest(fileobj, fd, events, data)
+        interest = Interest(fileobj, fd, events, data, self._unused_number())
         self._apply(interest.enable)
         self.interests[fd] = interest
-        self.by_key[interest.key] = interest
+        self.by_number[interest.number] = interest
         return interest
+
+    def _unused_number(self) -> int:
+        """They come again after four billion registrations, when one may still be in use."""
+        while True:
+            number = next_generation() & ONLY_NUMBER
+            if number >= FIRST_NUMBER and number != WAKE_UP_NUMBER and number not in self.by_number:
+                return number
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -190,8 +209,8 @@ class NotificationSelector(BaseSelector):
             self.remove(interest)
             interest = None
         if interest is None:
-            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None))
-            self.by_key[interest.key] = interest
+            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_number())
+            self.by_number[interest.number] = interest
         interest.owner = owner
         return interest
 
@@ -200,9 +219,9 @@ class NotificationSelector(BaseSelector):
         it cannot be, the interest is called ready, so that the owner meets the error.
         """
         interest.data = data
-        if events != interest.events:
-            interest.events = events
-            interest.enable = interest.order() if events else b""
+        interest.events = events
+        if events != interest.armed:
+            interest.arm()
         if events:
             self.disarmed.append(interest)
 
@@ -210,12 +229,14 @@ class NotificationSelector(BaseSelector):
         """Take back a registration."""
         self.forget(interest)
         # Fails only if the descriptor was closed: then it is gone already.
-        self._batch.exchange(REGISTRATION.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0)
+        self._batch.exchange(
+            REGISTRATION.pack(interest.fd, REGISTERED | interest.number, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0
+        )
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration without telling the port, because its descriptor is about to be closed."""
         del self.interests[interest.fd]
-        del self.by_key[interest.key]
+        del self.by_number[interest.number]
         interest.enable = b""  # it may still stand in line to be re-armed
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
@@ -237,7 +258,7 @@ class NotificationSelector(BaseSelector):
         if events != interest.events:
             widened = events & ~interest.events
             interest.events = events
-            interest.enable = interest.order()
+            interest.arm()
             if widened:
                 try:
                     self._apply(interest.enable)
@@ -258,7 +279,7 @@ class NotificationSelector(BaseSelector):
         """Re-arm what was dequeued last, then wait up to `timeout` nanoseconds (negative: for ever); in one
         foreign call.
 
-        Returns (key, events) of each packet; `ready` says what they mean. Raises ValueError if the selector
+        Returns (number, events) of each packet; `ready` says what they mean. Raises ValueError if the selector
         is closed.
         """
         disarmed = self.disarmed
@@ -273,15 +294,16 @@ class NotificationSelector(BaseSelector):
         packets = batch.turn(packed, timeout)
         self._unread = len(packets)
         if batch.failures:
-            packets += [(key, ERROR) for _, key, result in batch.failures if self._must_hear(key, result)]
+            failures = [(key & ONLY_NUMBER, result) for _, key, result in batch.failures]
+            packets += [(number, ERROR) for number, result in failures if self._must_hear(number, result)]
         return packets
 
-    def _must_hear(self, key: int, result: int) -> bool:
+    def _must_hear(self, number: int, result: int) -> bool:
         """A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
         short, nobody would ever hear of the socket again, and an owner waits for its own: those are called ready, to
         be armed with the next wait.
         """
-        interest = self.by_key.get(key)
+        interest = self.by_number.get(number)
         return interest is not None and (
             registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
         )
@@ -289,25 +311,27 @@ class NotificationSelector(BaseSelector):
     def ready(self, packets: Iterable[tuple[int, int]]) -> list[tuple[Interest, int]]:
         """The interests that packets report ready, and for what. The next wait arms them again."""
         ready: list[tuple[Interest, int]] = []
-        for key, events in packets:
-            interest = self.by_key.get(key)
+        for number, events in packets:
+            interest = self.by_number.get(number)
             if interest is None:
-                self.unknown(key, events)
+                self.unknown(number, events)
                 continue
             self.disarmed.append(interest)
             mask = READY[events & 255] & interest.events
             if mask:
                 ready.append((interest, mask))
+            elif interest.events != interest.armed:
+                interest.arm()  # nobody wanted it soon
         return ready
 
-    def unknown(self, key: int, events: int) -> None:
+    def unknown(self, number: int, events: int) -> None:
         """Take note of a packet that no interest has: a wake-up, a notice of removal, one that comes too late, or one
         of another origin.
         """
-        if not key & REGISTERED:
-            if key != WAKE_UP and self._unread:
+        if number < FIRST_NUMBER:
+            if self._unread:
                 self._hand_on()
-        elif not events & REMOVED:
+        elif number != WAKE_UP_NUMBER and not events & REMOVED:
             self.stale_notifications += 1
 
     def _hand_on(self) -> None:
@@ -340,7 +364,7 @@ class NotificationSelector(BaseSelector):
         for interest in self.interests.values():
             interest.data = (None, None)  # an owner may hold it, and it what calls the owner
         self.interests.clear()
-        self.by_key.clear()
+        self.by_number.clear()
         self.disarmed.clear()
         self._map = None
 

@@ -1,9 +1,10 @@
 """Coroutines for sockets that the program keeps itself: `sock_recv`, `sock_sendall`, `sock_accept` and the others.
 
 Each tries, and where the socket would block, waits for a notification and tries again. Between two waits the
-socket's registration rests with the port, disarmed as its one shot left it: a wait that follows costs no more
-than the order, which travels with the next poll, to arm it again. It belongs to the socket object (`Interest.owner`),
-so that a descriptor that was closed and given away again is never taken for the one it was.
+socket's registration rests with the port, and so does the `Wait` in its interest: it is still armed, so a wait that
+follows soon orders nothing and makes nothing. If none follows, one notification comes for nobody, and then it is
+disarmed. It belongs to the socket object (`Interest.owner`), so that a descriptor that was closed and given away again
+is never taken for the one it was.
 
 A socket that is closed while a coroutine waits for it stays open below until the wait is over, as it does for
 the files that `socket.makefile` returned. Otherwise its descriptor could become somebody else's meanwhile.
@@ -37,26 +38,44 @@ RESOLVED = (socket.AF_INET, socket.AF_INET6)  # families whose addresses may be 
 
 
 class Wait:
-    """One coroutine that waits for a socket; it stands in an interest where a handle would."""
+    """What a coroutine waits with for a socket, one after another; it stands in an interest where a handle would."""
 
-    __slots__ = ("_cancelled", "event", "future", "interest", "sock")
+    __slots__ = ("_cancelled", "event", "future", "interest", "selector", "sock")
 
     # Whatever looks at handles in debug mode finds these.
     _callback = None
     _source_traceback = None
 
-    def __init__(self, future: asyncio.Future[None], sock: Any, interest: Interest, event: int) -> None:
-        self.future = future
-        self.sock: Any = sock if issubclass(type(sock), socket.socket) else None  # others close as they like
+    def __init__(self, selector: NotificationSelector, interest: Interest, event: int) -> None:
+        self.selector = selector
         self.interest = interest
         self.event = event
+        self.future: asyncio.Future[None] | None = None  # None: at rest
+        self.sock: Any = None  # the socket that is kept open
         self._cancelled = False
-        if self.sock is not None:
-            self.sock._io_refs += 1
+
+    def begin(self, sock: Any, future: asyncio.Future[None]) -> None:
+        self.future = future
+        if issubclass(type(sock), socket.socket):  # others close as they like
+            self.sock = sock
+            sock._io_refs += 1
 
     def _run(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
+        """There is something to do. If nobody waits for that any more, let the port know."""
+        future, interest = self.future, self.interest
+        if future is None:
+            self.selector.want(interest, interest.events, interest.data)
+            return
+        interest.events &= ~self.event
+        if not future.done():
+            future.set_result(None)
+
+    def end(self) -> None:
+        """Rest. The coroutine was told and has done what it waited for, or does not wait any longer."""
+        interest = self.interest
+        if interest.events & self.event and not self._cancelled:
+            self.selector.want(interest, interest.events & ~self.event, interest.data)
+        self.release()
 
     def cancel(self) -> None:
         """Somebody else watches the descriptor now: as in asyncio, the coroutine waits until it is cancelled."""
@@ -65,14 +84,16 @@ class Wait:
     def abort(self) -> None:
         """The transport whose socket it is closes it."""
         self._cancelled = True
-        if not self.future.done():
+        if self.future is not None and not self.future.done():
             self.future.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the transport was closed"))
 
     def release(self) -> None:
         """Let the socket close, if it is to. May be called twice."""
-        sock, self.sock = self.sock, None
+        sock, self.sock, self.future = self.sock, None, None
         if sock is not None:
-            sock._decref_socketios()
+            sock._io_refs -= 1
+            if sock._closed:
+                sock.close()
 
     def __repr__(self) -> str:
         return f"<Wait for {'reading' if self.event == EVENT_READ else 'writing'} {self.sock!r}>"
@@ -93,32 +114,34 @@ class SocketOperations(SelectorEventLoop):
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
 
+    def _interest_in(self, sock: socket.socket) -> Interest | None:
+        """The interest that belongs to this socket, if one was needed yet."""
+        interest = self._selector.interests.get(sock.fileno())
+        if interest is None or interest.owner is None or interest.owner() is not sock:
+            return None
+        return interest
+
     def _begin_wait(self, sock: socket.socket, event: int) -> Wait:
         selector = self._selector
-        fd = sock.fileno()
-        interest = selector.interests.get(fd)
-        if interest is None or interest.owner is None or interest.owner() is not sock:
+        interest = self._interest_in(sock)
+        if interest is None:
             self._ensure_fd_no_transport(sock)
             interest = selector.adopt(sock, weakref.ref(sock))
-        wait = Wait(self.create_future(), sock, interest, event)
         reader, writer = interest.data
-        if event == EVENT_READ:
-            replaced, reader = reader, wait
+        standing = reader if event == EVENT_READ else writer
+        if type(standing) is Wait and standing.future is None:
+            wait = standing
         else:
-            replaced, writer = writer, wait
-        selector.want(interest, interest.events | event, (reader, writer))
-        if replaced is not None:
-            replaced.cancel()
+            wait = Wait(selector, interest, event)
+            interest.data = (wait, writer) if event == EVENT_READ else (reader, wait)
+            if standing is not None:
+                standing.cancel()
+        wait.begin(sock, asyncio.Future(loop=self))
+        if interest.armed & event:  # since the last wait
+            interest.events |= event
+        else:
+            selector.want(interest, interest.events | event, interest.data)
         return wait
-
-    def _end_wait(self, wait: Wait) -> None:
-        interest = wait.interest
-        reader, writer = interest.data
-        if reader is wait:
-            self._selector.want(interest, interest.events & ~EVENT_READ, (None, writer))
-        elif writer is wait:
-            self._selector.want(interest, interest.events & ~EVENT_WRITE, (reader, None))
-        wait.release()
 
     def _release_waits(self) -> None:
         """The loop closes, and with it what the coroutines that still wait would have done."""
@@ -132,37 +155,39 @@ class SocketOperations(SelectorEventLoop):
         while True:
             wait = self._begin_wait(sock, event)
             try:
-                await wait.future
+                await wait.future  # type: ignore[misc]
                 return operation()
             except (BlockingIOError, InterruptedError):
                 continue
             finally:
-                self._end_wait(wait)
-
-    def _is_drained(self, sock: socket.socket) -> bool:
-        """Whether the last read returned less than there was room for. To try again at once would cost a system call
-        and an exception, to learn what is known.
-        """
-        interest = self._selector.interests.get(sock.fileno())
-        return interest is not None and interest.drained and interest.owner is not None and interest.owner() is sock
-
-    def _note_read(self, sock: socket.socket, drained: bool) -> None:
-        interest = self._selector.interests.get(sock.fileno())
-        if interest is not None:
-            interest.drained = drained
+                wait.end()
 
     async def sock_recv(self, sock: socket.socket, n: int) -> bytes:
         """Up to `n` bytes; none at the end of the stream. Raises OSError as `socket.recv`."""
         self._check_socket(sock)
-        if not self._is_drained(sock):
+        interest = self._interest_in(sock)
+        # If the last read returned less than there was room for, to try again at once would cost a system call and an
+        # exception, to learn what is known.
+        if interest is None or not interest.drained:
             try:
-                data: bytes = sock.recv(n)
+                data = sock.recv(n)
             except (BlockingIOError, InterruptedError):
-                data = await self._when_ready(sock, EVENT_READ, lambda: sock.recv(n))
-        else:
-            data = await self._when_ready(sock, EVENT_READ, lambda: sock.recv(n))
-        self._note_read(sock, 0 < len(data) < n)
-        return data
+                pass
+            else:
+                if interest is not None:
+                    interest.drained = 0 < len(data) < n
+                return data
+        while True:
+            wait = self._begin_wait(sock, EVENT_READ)
+            try:
+                await wait.future  # type: ignore[misc]
+                data = sock.recv(n)
+                wait.interest.drained = 0 < len(data) < n
+                return data
+            except (BlockingIOError, InterruptedError):
+                continue
+            finally:
+                wait.end()
 
     async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
         """Fill `buf`, as far as there is something to receive. Returns the number of bytes. Raises OSError."""

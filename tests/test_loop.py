@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import notifyloop
+from notifyloop.handles import MOST_SPARE, UNSHARED
 from notifyloop.loop import Turn
 
 if TYPE_CHECKING:
@@ -87,6 +88,52 @@ class TestScheduling:
         loop.call_later(0.001, loop.stop)
         loop.run_forever()
         assert ran == []
+
+    def test_a_handle_that_was_kept_is_nobody_elses(self, loop: Loop) -> None:
+        ran: list[int] = []
+        kept = [loop.call_soon(ran.append, number) for number in range(3)]
+        run_turns(loop)
+        for number in range(3, 100):
+            loop.call_soon(ran.append, number)
+        for handle in kept:
+            handle.cancel()
+        run_turns(loop)
+        assert ran == list(range(100))
+
+    def test_a_callback_that_cancels_its_own_handle_cancels_no_other(self, loop: Loop) -> None:
+        ran: list[str] = []
+        handles: list[asyncio.Handle] = []
+
+        def callback() -> None:
+            handles.pop().cancel()
+            ran.append("cancelled")
+
+        handles.append(loop.call_soon(callback))
+        run_turns(loop)
+        for _ in range(10):
+            loop.call_soon(ran.append, "later")
+        run_turns(loop)
+        assert ran == ["cancelled", *["later"] * 10]
+
+    def test_what_a_callback_was_given_is_gone_when_it_has_run(self, loop: Loop) -> None:
+        class Payload:
+            pass
+
+        variable: contextvars.ContextVar[Payload] = contextvars.ContextVar("variable")
+        payloads = [Payload() for _ in range(4)]
+        alive = weakref.WeakSet(payloads)
+        context = contextvars.copy_context()
+        context.run(variable.set, payloads[3])
+
+        def callback(*_: Payload, last: Payload = payloads[2]) -> None:
+            pass
+
+        loop.call_soon(callback, *payloads[:2], context=context)
+        payloads.clear()
+        del callback, context
+        run_turns(loop, 2)
+        gc.collect()
+        assert not alive
 
     def test_timers_run_in_the_order_of_their_times(self, loop: Loop) -> None:
         order: list[int] = []
@@ -243,6 +290,41 @@ class TestOtherThreads:
         loop.run_forever()
         assert handles[0].cancelled()
 
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 nobody waits")
+    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize("method", ["cancel", "cancelled"])
+    def test_whoever_asks_about_a_callback_that_runs_waits_for_it(self, loop: Loop, method: str, debug: bool) -> None:
+        if type(loop).__module__ == "uvloop":
+            pytest.skip("uvloop's handles have no lock")
+        loop.set_debug(debug)
+        started, asking, answered = threading.Event(), threading.Event(), threading.Event()
+        early: list[bool] = []
+
+        def callback() -> None:
+            started.set()
+            asking.wait()
+            early.append(answered.wait(0.05))
+            loop.stop()
+
+        def ask() -> None:
+            handle = loop.call_soon_threadsafe(callback)
+            started.wait()
+            asking.set()
+            getattr(handle, method)()
+            answered.set()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        loop.run_forever()
+        thread.join()
+        assert early == [False]
+
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="the class is new in Python 3.14")
+    def test_handles_of_other_threads_are_of_asyncios_kind(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kind = asyncio.events._ThreadSafeHandle  # type: ignore[attr-defined]
+        assert isinstance(notify_loop.call_soon_threadsafe(print), kind)
+        assert not isinstance(notify_loop.call_soon(print), kind)
+
     def test_closed(self) -> None:
         loop = notifyloop.NotifyLoop()
         loop.close()
@@ -395,6 +477,49 @@ class TestReaders:
         assert got == list(range(50))
 
 
+class TestFairness:
+    """While callbacks make callbacks without end, everything else is still served."""
+
+    @pytest.fixture
+    def busy(self, loop: Loop) -> Loop:
+        def chain() -> None:
+            loop.call_soon(chain)
+
+        loop.call_soon(chain)
+        return loop
+
+    def test_readers(self, busy: Loop, pair: Pair) -> None:
+        busy.add_reader(pair[0], busy.stop)
+        busy.call_soon(pair[1].send, b"x")
+        busy.run_forever()
+
+    def test_timers(self, busy: Loop) -> None:
+        busy.call_later(0.01, busy.stop)
+        busy.run_forever()
+
+    def test_other_threads(self, busy: Loop) -> None:
+        thread = threading.Thread(target=busy.call_soon_threadsafe, args=(busy.stop,))
+        busy.call_soon(thread.start)
+        busy.run_forever()
+        thread.join()
+
+    def test_connections(self, busy: Loop) -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            writer.close()
+
+        async def main() -> None:
+            async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+                for number in range(5):
+                    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                    writer.write(b"%d\n" % number)
+                    assert await reader.read() == b"%d\n" % number
+                    writer.close()
+                    await writer.wait_closed()
+
+        busy.run_until_complete(main())
+
+
 class TestProcessesSignalsPipes:
     @pytest.mark.asyncio(loop_factories=COMPLETE)
     async def test_subprocess(self) -> None:
@@ -496,6 +621,19 @@ class TestOurs:
         loop = asyncio.SelectorEventLoop(notifyloop.NotificationSelector())
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             assert runner.run(main()) == b""
+
+    @pytest.mark.skipif(UNSHARED < 0, reason="without a global lock nobody knows who else has a handle")
+    def test_handles_that_nobody_kept_are_used_again(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kept = notify_loop.call_soon(int)
+        notify_loop.call_soon_threadsafe(int)
+        for _ in range(2 * MOST_SPARE):
+            notify_loop.call_soon(int)
+        run_turns(notify_loop)
+        spare = notify_loop._turn.spare
+        assert len(spare) == MOST_SPARE
+        assert kept not in spare
+        assert notify_loop.call_soon(int) not in spare
+        assert len(spare) == MOST_SPARE - 1
 
     def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair, traits: set[str]) -> None:
         remaining = 1000

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop import NotificationSelector
+from notifyloop.port.registration import REGISTERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -354,3 +355,18 @@ class TestOurs:
         assert found == [("five", 0, 1), ("zero", 0, 2), ("five", 0, 4)]
         assert pair[0].fileno() in ready
         assert ours.stale_notifications == 1  # nobody wants the key 6
+
+    def test_keys_whose_numbers_are_in_use_or_anothers_are_not_taken(
+        self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An interest is known by half of its key: other keys, with the same half, come after a long time."""
+        numbers = [7 << 40, (7 << 40) + 5, (7 << 40) + 2**32 - 1, 2**20, 2**32 + 2**20, 2**33 + 2**20 + 1]
+        keys = iter([REGISTERED | number for number in numbers])
+        monkeypatch.setattr("notifyloop.selector.next_generation", lambda: next(keys))
+        ours.register(pair[0], EVENT_READ, "first")
+        ours.register(pair[1], EVENT_READ, "second")
+        assert next(keys, None) is None
+        pair[0].send(b"x")
+        assert [key.data for key, _ in ours.select(1)] == ["second"]
+        pair[1].send(b"x")
+        assert {key.data for key, _ in ours.select(1)} == {"first", "second"}

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import notifyloop
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
-    import notifyloop
 
 Loop = asyncio.AbstractEventLoop
 Pair = tuple[socket.socket, socket.socket]
@@ -259,3 +260,70 @@ def test_accept_and_connect(loop: Loop) -> None:
                 assert address == client.getsockname()
 
     run(loop, main())
+
+
+def test_what_arrives_while_nobody_waits_wakes_the_loop_once(notify_loop: notifyloop.NotifyLoop) -> None:
+    """The registration is still armed after the last wait, and is disarmed when that shows to be in vain."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, notifyloop.NotifyLoop)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            receiving = asyncio.create_task(loop.sock_recv(ours, 100))
+            await asyncio.sleep(0)
+            theirs.send(b"first")
+            assert await receiving == b"first"
+            theirs.send(b"second")
+            before = loop.statistics()
+            for _ in range(5):
+                await asyncio.sleep(0.001)  # a wait
+            after = loop.statistics()
+            assert after.waits >= before.waits + 5
+            assert after.notifications <= before.notifications + 1
+            assert ours.fileno() not in loop._selector.get_map()
+            assert not loop.remove_reader(ours)
+            assert await loop.sock_recv(ours, 100) == b"second"
+
+    notify_loop.run_until_complete(main())
+
+
+def test_waiting_again_and_again_makes_and_orders_nothing(notify_loop: notifyloop.NotifyLoop) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, notifyloop.NotifyLoop)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            waits: set[int] = set()
+            for _ in range(10):
+                receiving = asyncio.create_task(loop.sock_recv(ours, 100))
+                await asyncio.sleep(0)
+                waits.add(id(loop._selector.interests[ours.fileno()].data[0]))
+                theirs.send(b"x")
+                assert await receiving == b"x"
+            assert len(waits) == 1
+
+    notify_loop.run_until_complete(main())
+
+
+@pytest.mark.asyncio
+async def test_a_wait_that_is_cancelled_when_its_socket_is_ready() -> None:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        for turns in range(4):
+            receiving = asyncio.create_task(loop.sock_recv(ours, 100))
+            await asyncio.sleep(0)
+            theirs.send(b"x")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if receiving.cancel():
+                with pytest.raises(asyncio.CancelledError):
+                    await receiving
+                theirs.send(b"y")  # asyncio may have received x already, and loses it
+                assert await loop.sock_recv(ours, 100) in (b"y", b"xy")
+            else:
+                assert await receiving == b"x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -113,3 +114,50 @@ async def test_the_address_of_a_peer_that_is_gone() -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
         peer.close()
         assert await protocol.peer == listener.getsockname()
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop", "uvloop"])  # asyncio's transports lose their connection
+async def test_a_socket_that_its_former_owner_closes() -> None:
+    """Its descriptor stays the transport's, and does not become that of the next socket that is opened."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        descriptor = ours.fileno()
+        ours.close()
+        with socket.socket() as other:
+            assert other.fileno() != descriptor
+            theirs.send(b"question")
+            assert await reader.readexactly(8) == b"question"
+            writer.write(b"answer")
+            assert theirs.recv(100) == b"answer"
+        writer.close()
+        await writer.wait_closed()
+        assert theirs.recv(100) == b""
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(descriptor)
+
+
+@pytest.mark.asyncio
+async def test_writes_of_a_turn_arrive_in_order_whatever_their_kind() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        with pytest.raises(TypeError):
+            writer.write("text")  # type: ignore[arg-type]
+        for round_ in range(3):
+            for piece in (bytearray(b"a"), b"", memoryview(b"bc"), b"d", bytearray(b"e"), b""):
+                writer.write(piece)
+            if round_:
+                await asyncio.sleep(0)
+        writer.writelines([b"f", bytearray(b"g")])
+        writer.write_eof()
+        for refused in (b"late", bytearray(b"late")):
+            with pytest.raises(RuntimeError, match="write_eof"):
+                writer.write(refused)
+        await asyncio.sleep(0)
+        with theirs.makefile("rb") as file:
+            assert file.read() == b"abcde" * 3 + b"fg"
+        assert theirs.send(b"x") == 1
+        assert await reader.read(1) == b"x"
+        writer.close()
+        await writer.wait_closed()

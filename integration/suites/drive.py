@@ -17,6 +17,7 @@ import threading
 import time
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 HERE = Path(__file__).parent
+SHARES_EACH = 4
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Suite:
     cwd: Path
     path: list[Path] = field(default_factory=list)  # for imports
     stock: str = "stock"  # the loop to compare failures with
+    not_ours: str = ""  # a pattern for tests that make a loop of another kind, whatever is put in place
 
 
 Outcomes = dict[str, tuple[str, str]]  # test -> outcome, detail
@@ -130,29 +133,17 @@ def watch(
 
 
 def run(suite: Suite, loop: str, tests: list[str], arguments: argparse.Namespace) -> Outcomes:
-    """Share the tests among workers, class by class."""
+    """Share the tests among workers, class by class. There are more shares than workers: some last much longer."""
     classes: dict[str, list[str]] = {}
     for test in tests:
         classes.setdefault(test.rpartition(".")[0], []).append(test)
-    shares: list[list[str]] = [[] for _ in range(arguments.workers)]
+    shares: list[list[str]] = [[] for _ in range(SHARES_EACH * arguments.workers)]
     for group in sorted(classes.values(), key=len, reverse=True):
         min(shares, key=len).extend(group)
     outcomes: Outcomes = {}
-    errors: list[BaseException] = []
-
-    def work(share: list[str]) -> None:
-        try:
-            outcomes.update(run_child(suite, loop, share, arguments.silence))
-        except BaseException as error:  # the main thread raises it
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(share,)) for share in shares if share]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(arguments.workers) as workers:
+        for part in workers.map(lambda share: run_child(suite, loop, share, arguments.silence), filter(None, shares)):
+            outcomes.update(part)
     return outcomes
 
 
@@ -184,7 +175,13 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     if broken:
         raise SystemExit(f"{suite.name}: these modules cannot be imported: {broken}")
     # What else unittest makes up are modules that skip themselves.
-    tests = [test for test in every if fnmatch.fnmatchcase(test, arguments.only) and not test.startswith("unittest.")]
+    tests = [
+        test
+        for test in every
+        if fnmatch.fnmatchcase(test, arguments.only)
+        and not fnmatch.fnmatchcase(test, suite.not_ours)
+        and not test.startswith("unittest.")
+    ]
     hopeless = [test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in left_out)]
     tests = [test for test in tests if test not in hopeless]
     outcomes = run(suite, arguments.loop, tests, arguments)

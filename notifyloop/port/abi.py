@@ -12,6 +12,7 @@ of Microsoft's reference.
 
 from __future__ import annotations
 
+import sys
 from struct import Struct, calcsize
 
 TYPES = """
@@ -149,6 +150,9 @@ ENTRY = Struct(
     "@N" + f"{calcsize('@NN')}x" + "I" + f"{calcsize('N') - 4}x"
 )  # the key and the event mask of an OVERLAPPED_ENTRY
 FULL_ENTRY = Struct("@NNNI" + f"{calcsize('N') - 4}x")
+# The lower 32 bits of the key, and the event mask: small numbers, which Python makes, hashes and compares faster.
+HALF = calcsize("N") - 4
+SHORT_ENTRY = Struct((f"@I{HALF}x" if sys.byteorder == "little" else f"@{HALF}xI") + f"{calcsize('NN')}xI{HALF}x")
 
 if __name__ == "__main__":  # the C test programs include this output as abi.h
     print("#include <stdint.h>\n" + DECLARATIONS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from notifyloop.port.abi import ENTRY, REGISTRATION
+from notifyloop.port.abi import ENTRY, REGISTRATION, SHORT_ENTRY
 from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class Batch:
         return value
 
     def turn(self, packed: bytes, timeout: int) -> list[tuple[int, int]]:
-        """`exchange` with all the room there is, and `pairs`, in one step: an event loop takes it in every turn."""
+        """`exchange` with all the room there is, in one step: an event loop takes it in every turn. Returns of each
+        packet the lower 32 bits of its key, and the event mask.
+        """
         if self.failures:
             self.failures = []
         size = len(packed)
@@ -94,8 +96,8 @@ class Batch:
         elif count < 0:
             raise call_error(-count)
         if count == 1:  # by far the most frequent, and half the price
-            return [ENTRY.unpack_from(self.entries)]
-        return list(ENTRY.iter_unpack(self.entries[: count * ENTRY.size])) if count else []
+            return [SHORT_ENTRY.unpack_from(self.entries)]
+        return list(SHORT_ENTRY.iter_unpack(self.entries[: count * SHORT_ENTRY.size])) if count else []
 
     def _collect_failures(self, packed: bytes) -> None:
         for index, fields in enumerate(REGISTRATION.iter_unpack(packed)):

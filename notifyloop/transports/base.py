@@ -5,6 +5,9 @@ whoever pauses, resumes, writes or closes does not lend it his own. asyncio lets
 (https://github.com/python/cpython/issues/140947): a request that resumes reading is the context of the
 connection's next requests.
 
+A socket that its former owner closes stays open below until the transport closes it, as it does for the files that
+`socket.makefile` returned: its descriptor cannot become another socket's while the transport reads and writes it.
+
 Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
 closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 """
@@ -107,6 +110,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         self._extra = extra
         self._interest = loop._adopt(sock)
         self._sock = sock
+        sock._io_refs += 1  # type: ignore[attr-defined]
         self._sock_fd = sock.fileno()
         self._context = copy_context()
         self._peername = peername  # kept: once the peer is gone, the system does not know it any more
@@ -262,8 +266,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
             self._release()
 
     def _release(self) -> None:
-        self._sock.close()
-        self._sock = None
+        self._close_socket()
         self._protocol = None
         self._loop = None  # type: ignore[assignment]
 
@@ -271,4 +274,9 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         if self._sock is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             self._loop._forget(self._sock_fd)
-            self._sock.close()
+            self._close_socket()
+
+    def _close_socket(self) -> None:
+        sock, self._sock = self._sock, None
+        sock.close()
+        sock._decref_socketios()

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
+import sys
 import warnings
 from asyncio import base_events, constants
 from asyncio.log import logger
@@ -36,11 +38,28 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamTransport"]
 
-RECEIVE = 64 * 1024  # bytes; malloc() maps what has 128 KiB, and more
+# Bytes to make room for. Until a program has freed a block that large, glibc's malloc() maps every one of 128 KiB and
+# more, and gives the end of the heap back as soon as as much is free there: both cost page faults for each message. The
+# first mapped block that is freed teaches it what is usual here (see M_MMAP_THRESHOLD in mallopt(3)), so let it learn
+# that from the start. Other C libraries do not learn.
+if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
+    RECEIVE = 256 * 1024
+    bytes(4 * RECEIVE)
+else:
+    RECEIVE = 64 * 1024
+NEVER = sys.maxsize  # a turn that does not come
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
 MOST_JOINED = 64 * 1024  # bytes
 
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
+
+
+# Where a socket is known by a descriptor, to read and write that costs less than to receive and send by way of the
+# object, whose methods take more arguments. `SocketTransport` sees to it that the descriptor stays the socket's.
+if sys.platform == "win32":
+    receive, send = socket.socket.recv, socket.socket.send
+else:
+    receive, send = os.read, os.write
 
 
 if hasattr(socket.socket, "sendmsg"):
@@ -76,16 +95,24 @@ def send_without_delay(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def pass_on(protocol: Any, data: bytes) -> None:
+    """For protocols whose data_received() is no method written in Python."""
+    protocol.data_received(data)
+
+
 class StreamTransport(SocketTransport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
     __slots__ = (
         "_buffered_protocol",
+        "_direct_after",
         "_empty_waiter",
         "_eof",
-        "_last_write",
         "_paused",
+        "_received",
         "_server",
+        "_target",
+        "_turn",
     )
 
     _start_tls_compatible = True
@@ -103,7 +130,11 @@ class StreamTransport(SocketTransport):
     ) -> None:
         self._server: Any = None  # __del__ looks, also when this fails
         super().__init__(loop, sock, protocol, extra, peername)
-        self._last_write = -1  # the turn of the last write that went to the socket at once
+        self._target: Any = sock if sys.platform == "win32" else self._sock_fd
+        self._turn = loop._turn
+        # The turn after which a write goes to the socket at once: that of the last write that did. NEVER while
+        # something stands before it, or it is too late.
+        self._direct_after = -1
         self._paused = False
         self._eof = False
         self._empty_waiter: asyncio.Future[None] | None = None
@@ -119,6 +150,13 @@ class StreamTransport(SocketTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         super().set_protocol(protocol)
         self._buffered_protocol = takes_buffers(protocol)
+        # What takes what arrives, as a function: to make a method of it each time costs more than to call it, and to
+        # keep one costs memory.
+        self._received: Any = StreamTransport._receive_into_protocol
+        if not self._buffered_protocol:
+            method = getattr(protocol, "data_received", None)
+            own = getattr(method, "__self__", None) is protocol and hasattr(method, "__func__")
+            self._received = method.__func__ if own else pass_on  # type: ignore[union-attr]
 
     def is_reading(self) -> bool:
         return not self._closing and not self._paused
@@ -143,10 +181,10 @@ class StreamTransport(SocketTransport):
     def _run(self) -> None:
         """Receive, because there is something to receive. Only the protocol is called in the connection's context."""
         if self._buffered_protocol:
-            self._call(self._receive_into_protocol)
+            self._context.run(self._received, self)
             return
         try:
-            data = self._sock.recv(RECEIVE)
+            data = receive(self._target, RECEIVE)
         except (BlockingIOError, InterruptedError):
             return
         except (SystemExit, KeyboardInterrupt):
@@ -155,10 +193,10 @@ class StreamTransport(SocketTransport):
             self._fatal_error(error, "Fatal read error on socket transport")
             return
         if not data:
-            self._call(self._read_eof)
+            self._context.run(self._read_eof)
             return
         try:
-            self._context.run(self._protocol.data_received, data)
+            self._context.run(self._received, self._protocol, data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -211,52 +249,70 @@ class StreamTransport(SocketTransport):
     # ---- sending
 
     def write(self, data: Data) -> None:
-        if type(data) is not bytes and not isinstance(data, (bytes, bytearray, memoryview)):
+        turn = self._turn.iterations
+        if turn <= self._direct_after or type(data) is not bytes:
+            self._write_carefully(data)
+            return
+        self._direct_after = turn
+        try:
+            sent = send(self._target, data)
+        except BaseException as error:
+            sent = self._not_sent(error)
+        if sent != len(data):
+            self._keep_rest(memoryview(data), sent)
+
+    def _write_carefully(self, data: Data) -> None:
+        """What is not bytes, or cannot go to the socket at once."""
+        if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(
                 f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
-        if self._eof:
-            raise RuntimeError("Cannot call write() after write_eof()")
-        if self._empty_waiter is not None:
-            raise RuntimeError("unable to write; sendfile is in progress")
+        self._check_writing("write")
         if not data:
             return
         if self._conn_lost:
             self._too_late()
-            return
-        turn = self._loop._turn
-        if self._buffer:
+        elif self._buffer:
             self._append(data)
-        elif self._last_write == turn.iterations:
+            self._maybe_pause_protocol()
+        elif self._turn.iterations <= self._direct_after:
             self._append(data)
-            turn.to_flush.append(self)
+            self._turn.to_flush.append(self)
+            self._maybe_pause_protocol()
         else:
-            self._last_write = turn.iterations
+            self._direct_after = self._turn.iterations
+            view = memoryview(data).cast("B")
             try:
-                sent = self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except (SystemExit, KeyboardInterrupt):
-                raise
+                sent = send(self._target, view)
             except BaseException as error:
-                self._fatal_error(error, "Fatal write error on socket transport")
-                return
-            if type(data) is bytes:
-                if sent == len(data):
-                    return
-            else:
-                data = memoryview(data).cast("B")
-                if sent == data.nbytes:
-                    return
-            self._append(memoryview(data)[sent:] if type(data) is bytes else data[sent:])
-            self._await_writability()
+                sent = self._not_sent(error)
+            if sent != view.nbytes:
+                self._keep_rest(view, sent)
+
+    def _not_sent(self, error: BaseException) -> int:
+        """How much was sent, which is nothing. The connection is lost unless the socket only had no room."""
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise error
+        if not isinstance(error, (BlockingIOError, InterruptedError)):
+            self._fatal_error(error, "Fatal write error on socket transport")
+        return 0
+
+    def _keep_rest(self, data: memoryview, sent: int) -> None:
+        """Of what the socket did not take all."""
+        if self._conn_lost:
+            return
+        self._append(data[sent:])
+        self._await_writability()
         self._maybe_pause_protocol()
 
-    def writelines(self, list_of_data: Iterable[Data]) -> None:
+    def _check_writing(self, method: str) -> None:
         if self._eof:
-            raise RuntimeError("Cannot call writelines() after write_eof()")
+            raise RuntimeError(f"Cannot call {method}() after write_eof()")
         if self._empty_waiter is not None:
-            raise RuntimeError("unable to writelines; sendfile is in progress")
+            raise RuntimeError(f"unable to {method}; sendfile is in progress")
+
+    def writelines(self, list_of_data: Iterable[Data]) -> None:
+        self._check_writing("writelines")
         pieces = [data for data in list_of_data if memoryview(data).nbytes]
         if not pieces:
             return
@@ -280,6 +336,7 @@ class StreamTransport(SocketTransport):
             self._buffer.append(data)
         else:
             self._buffer = deque((data,))
+            self._direct_after = NEVER
         self._buffer_size += len(data)
 
     def _too_late(self) -> None:
@@ -304,16 +361,13 @@ class StreamTransport(SocketTransport):
         if TYPE_CHECKING:
             assert isinstance(buffer, deque)
         try:
-            sent = self._sock.send(buffer[0]) if len(buffer) == 1 else send_many(self._sock, buffer)
-        except (BlockingIOError, InterruptedError):
-            return True
-        except (SystemExit, KeyboardInterrupt):
-            raise
+            sent = send(self._target, buffer[0]) if len(buffer) == 1 else send_many(self._sock, buffer)
         except BaseException as error:
-            self._fatal_error(error, "Fatal write error on socket transport")
-            if self._empty_waiter is not None:
-                self._empty_waiter.set_exception(error)
-            return False
+            sent = self._not_sent(error)
+            if self._conn_lost:
+                if self._empty_waiter is not None:
+                    self._empty_waiter.set_exception(error)
+                return False
         self._buffer_size -= sent
         while sent:
             data = buffer.popleft()
@@ -323,6 +377,7 @@ class StreamTransport(SocketTransport):
             sent -= len(data)
         if not buffer:
             self._buffer = ()
+            self._allow_direct_writes()
         self._maybe_resume_protocol()  # may write more, or end it
         if self._conn_lost:
             return False
@@ -336,10 +391,15 @@ class StreamTransport(SocketTransport):
                 self._shut_down_writing()
         return not self._conn_lost
 
+    def _allow_direct_writes(self) -> None:
+        stopped = self._buffer or self._eof or self._conn_lost or self._empty_waiter is not None
+        self._direct_after = NEVER if stopped else -1
+
     def write_eof(self) -> None:
         if self._closing or self._eof:
             return
         self._eof = True
+        self._direct_after = NEVER
         if not self._buffer:
             self._shut_down_writing()
 
@@ -355,14 +415,20 @@ class StreamTransport(SocketTransport):
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self._empty_waiter = self._loop.create_future()
+        self._direct_after = NEVER
         if not self._buffer:
             self._empty_waiter.set_result(None)
         return self._empty_waiter
 
     def _reset_empty_waiter(self) -> None:
         self._empty_waiter = None
+        self._allow_direct_writes()
 
     # ---- the end
+
+    def _lose(self, error: BaseException | None) -> None:
+        self._direct_after = NEVER
+        super()._lose(error)
 
     def _release(self) -> None:
         super()._release()

@@ -1,0 +1,46 @@
+"""Every method that asyncio documents of a loop is there, called as asyncio's, and works on ours."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+
+import notifyloop
+
+Parameter = inspect.Parameter
+METHODS = sorted(
+    name
+    for name, method in vars(asyncio.AbstractEventLoop).items()
+    if not name.startswith("_") and inspect.isfunction(method)
+)
+
+
+def shape(function: object) -> list[tuple[str, object, object]]:
+    """The parameters of a function: name, kind and default."""
+    parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+def test_there_is_something_to_compare() -> None:
+    assert len(METHODS) > 50
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_none_is_left_abstract(name: str) -> None:
+    assert getattr(notifyloop.NotifyLoop, name) is not getattr(asyncio.AbstractEventLoop, name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_is_called_as_asyncios(name: str) -> None:
+    """What asyncio's loop takes, ours takes: by the same names, in the same order, with the same defaults.
+
+    More may be taken, by keyword: what only newer versions of asyncio have.
+    """
+    theirs, ours = getattr(asyncio.SelectorEventLoop, name), getattr(notifyloop.NotifyLoop, name)
+    assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
+    expected = shape(theirs)
+    more = [parameter for parameter in shape(ours) if parameter not in expected]
+    assert [parameter for parameter in shape(ours) if parameter in expected] == expected
+    assert all(kind in (Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD) for _, kind, _ in more)
