@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import notifyloop
+from notifyloop.transports import stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,13 +262,18 @@ async def test_each_connection_ends_once_and_quietly(path: str) -> None:
     ],
     ids=repr,
 )
-async def test_a_network_that_fails_is_a_lost_connection(error: OSError, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_network_that_fails_is_a_lost_connection(
+    error: OSError, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """python/asyncio#319: 'Fatal read error', for a peer that is gone."""
 
-    class Failing(socket.socket):
-        def recv(self, *_: Any) -> bytes:
-            raise error
+    def fail(*_: Any) -> bytes:
+        raise error
 
+    class Failing(socket.socket):  # asyncio asks the object, we do not
+        recv = fail
+
+    monkeypatch.setattr(stream, "receive", fail)
     complaints = listen()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = Failing()
