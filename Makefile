@@ -30,7 +30,7 @@ serve: $(VENV)/.installed-demo ## start the demo server and print its address
 test: $(VENV)/.installed-test,integration,bench ## run the tests and the integration tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-windows: ## run the port's tests on Windows' own CPython, under wine
+test-windows: ## run the tests on Windows' own CPython, under wine (PARTS: some of them)
 	@integration/windows/test build/windows $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint ## ruff and mypy --strict

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.SelectorEventLoop,
+    # asyncio.run()'s: on Windows the other one ends at 512 sockets
+    "asyncio": asyncio.ProactorEventLoop if sys.platform == "win32" else asyncio.SelectorEventLoop,
     "notifyloop": notifyloop.new_event_loop,
 }
 if importlib.util.find_spec("uvloop"):

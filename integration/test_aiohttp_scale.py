@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import resource
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +19,12 @@ DESCRIPTORS = 4 * PARTIES  # both ends may be in this process, and other things 
 
 @pytest.fixture(scope="module", autouse=True)
 def enough_descriptors() -> Iterator[None]:
-    """Raise the limit on open descriptors, before a server process inherits it."""
+    """Raise the limit on open descriptors, before a server process inherits it. Windows has none."""
+    if sys.platform == "win32":
+        yield
+        return
+    import resource  # noqa: PLC0415
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))

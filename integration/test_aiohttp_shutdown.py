@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -63,8 +64,8 @@ class Server:
         return socket
 
     async def _say_goodbye(self, application: web.Application) -> None:
-        for socket in self.sockets:
-            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"closing time")
+        for websocket in self.sockets:
+            await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"closing time")
 
 
 @pytest_asyncio.fixture
@@ -130,6 +131,7 @@ async def test_port_is_free_again(closing: Server, session: aiohttp.ClientSessio
     await again.cleanup()
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="Python for Windows has no Unix sockets")
 async def test_unix_socket(tmp_path: Path) -> None:
     server = Server()
     path = str(tmp_path / "server.sock")

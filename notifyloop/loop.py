@@ -402,6 +402,7 @@ class NotifyLoop(System):
                     )
             finally:
                 self._current_handle = None
+        handle = None  # type: ignore[assignment]  # an exception may keep this frame
 
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 

@@ -100,8 +100,6 @@ def notify_loop() -> Iterator[notifyloop.NotifyLoop]:
 @pytest.fixture(scope="session")
 def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """What a server named localhost needs, and a client that trusts it."""
-    if "wine" in find_traits():
-        pytest.skip("wine cannot load the library that makes certificates")
     import trustme  # noqa: PLC0415
 
     authority = trustme.CA()

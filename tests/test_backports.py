@@ -20,6 +20,7 @@ def since(*version: int) -> pytest.MarkDecorator:
     return pytest.mark.asyncio(loop_factories=["asyncio", *loops] if sys.version_info >= version else loops)
 
 
+@pytest.mark.only("unix sockets", reason="this Python has no Unix sockets")
 class TestCleanupSocket:
     @pytest.mark.parametrize("as_bytes", [False, True])
     @since(3, 13)

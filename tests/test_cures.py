@@ -21,12 +21,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import notifyloop
+from notifyloop.transports import stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 RESET_ON_CLOSE = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)
 ERROR_NETNAME_DELETED = 64
+ERROR_SEM_TIMEOUT = 121
+ERROR_PORT_UNREACHABLE = 1234
+ERROR_CONNECTION_ABORTED = 1236
+
+
+def windows(number: int) -> Any:
+    """An error that only Windows has."""
+    error = OSError(0, "of Windows", None, number)
+    return pytest.param(error, marks=pytest.mark.only("windows", reason="other systems have no such error"))
 
 
 def reset(sock: socket.socket) -> None:
@@ -54,6 +64,7 @@ class Counting(asyncio.Protocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self.ended += 1
+        self.error = error
         self.lost.set()
 
 
@@ -137,10 +148,7 @@ class TestListeners:
             ConnectionResetError(errno.ECONNRESET, "reset"),
             ConnectionAbortedError(errno.ECONNABORTED, "aborted"),
             OSError(errno.EHOSTUNREACH, "the network's trouble"),
-            pytest.param(
-                OSError(0, "the name is gone", None, ERROR_NETNAME_DELETED),
-                marks=pytest.mark.only("windows", reason="other systems have no such error"),
-            ),
+            windows(ERROR_NETNAME_DELETED),
         ],
         ids=lambda error: type(error).__name__,
     )
@@ -164,6 +172,22 @@ class TestListeners:
         await protocol.lost.wait()
         server.close()
         assert complaints == []
+
+    async def test_stopping_one_server_leaves_the_others_alone(self) -> None:
+        """python/cpython#73897: the Proactor cancelled what every server waited for."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            writer.close()
+
+        first, second = [await asyncio.start_server(serve, "127.0.0.1", 0) for _ in range(2)]
+        async with second:
+            async with first:
+                await asyncio.sleep(0)
+            reader, writer = await asyncio.open_connection(*second.sockets[0].getsockname())
+            writer.write(b"still there\n")
+            assert await reader.read() == b"still there\n"
+            writer.close()
 
     async def test_a_listener_that_another_loop_has_served(self) -> None:
         """Kludex/uvicorn#529: after a reload the socket cannot be given to a second port."""
@@ -223,6 +247,293 @@ async def test_each_connection_ends_once_and_quietly(path: str) -> None:
     assert (protocol.made, protocol.ended) == (1, 1)
     assert complaints == []
     assert "closed" in repr(transport)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio", "notifyloop"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        ConnectionAbortedError(errno.ECONNABORTED, "aborted"),
+        TimeoutError(errno.ETIMEDOUT, "timed out"),
+        windows(ERROR_NETNAME_DELETED),
+        windows(ERROR_SEM_TIMEOUT),
+        windows(ERROR_CONNECTION_ABORTED),
+    ],
+    ids=repr,
+)
+async def test_a_network_that_fails_is_a_lost_connection(
+    error: OSError, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """python/asyncio#319: 'Fatal read error', for a peer that is gone."""
+
+    def fail(*_: Any) -> bytes:
+        raise error
+
+    class Failing(socket.socket):  # asyncio asks the object, we do not
+        recv = fail
+
+    monkeypatch.setattr(stream, "receive", fail)
+    complaints = listen()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = Failing()
+        ours.connect(listener.getsockname())
+        with listener.accept()[0] as theirs:
+            _, protocol = await asyncio.get_running_loop().create_connection(Counting, sock=ours)
+            theirs.send(b"!")
+            await protocol.lost.wait()
+    assert protocol.error is error
+    assert (protocol.made, protocol.ended) == (1, 1)
+    assert complaints == []
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+TLS_PATHS: dict[str, Callable[[Any, Any], None]] = {
+    "close": lambda ours, theirs: ours.close(),
+    "abort": lambda ours, theirs: ours.abort(),
+    "close twice": lambda ours, theirs: (ours.close(), ours.close()),  # type: ignore[func-returns-value]
+    "close and abort": lambda ours, theirs: (ours.close(), ours.abort()),  # type: ignore[func-returns-value]
+    "write and close": lambda ours, theirs: (ours.write(bytes(1_000_000)), ours.close()),  # type: ignore[func-returns-value]
+    "write and abort": lambda ours, theirs: (ours.write(bytes(1_000_000)), ours.abort()),  # type: ignore[func-returns-value]
+    "the peer goes without goodbye": lambda ours, theirs: theirs.abort(),
+    "both close": lambda ours, theirs: (ours.close(), theirs.close()),  # type: ignore[func-returns-value]
+    "the peer resets": lambda ours, theirs: (
+        theirs.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE),
+        theirs.abort(),  # type: ignore[func-returns-value]
+    ),
+}
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop"])
+@pytest.mark.parametrize("path", TLS_PATHS)
+async def test_each_connection_with_tls_ends_once_and_quietly(path: str, tls: Any) -> None:
+    """agronholm/anyio#1237, MagicStack/uvloop#471."""
+    loop, complaints = asyncio.get_running_loop(), listen()
+    at_server = Counting()
+    server = await loop.create_server(lambda: at_server, "127.0.0.1", 0, ssl=tls[0])
+    async with server:
+        transport, protocol = await loop.create_connection(
+            Counting, *server.sockets[0].getsockname(), ssl=tls[1], server_hostname="localhost"
+        )
+        while not at_server.made:
+            await asyncio.sleep(0)
+        TLS_PATHS[path](transport, at_server.transport)
+        await protocol.lost.wait()
+        await at_server.lost.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    for end in (protocol, at_server):
+        assert (end.made, end.ended) == (1, 1)
+    assert complaints == []
+
+
+PIPE_PATHS: dict[str, Callable[[Any, Any], None]] = {
+    "the writer closes": lambda reader, writer: writer.close(),
+    "the writer closes twice": lambda reader, writer: (writer.close(), writer.close()),  # type: ignore[func-returns-value]
+    "the writer aborts": lambda reader, writer: writer.abort(),
+    "the writer says that it is at the end": lambda reader, writer: writer.write_eof(),
+    "written and closed": lambda reader, writer: (writer.write(bytes(300_000)), writer.close()),  # type: ignore[func-returns-value]
+    "written and aborted": lambda reader, writer: (writer.write(bytes(300_000)), writer.abort()),  # type: ignore[func-returns-value]
+    "both close": lambda reader, writer: (reader.close(), writer.close()),  # type: ignore[func-returns-value]
+    "the reader is closed first": lambda reader, writer: (reader.close(), writer.abort()),  # type: ignore[func-returns-value]
+    "the reader goes while it is written to": lambda reader, writer: (
+        writer.write(bytes(300_000)),  # type: ignore[func-returns-value]
+        reader.close(),
+    ),
+}
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio", "notifyloop"])
+@pytest.mark.parametrize("path", PIPE_PATHS)
+async def test_each_end_of_a_pipe_ends_once_and_quietly(path: str) -> None:
+    """python/cpython#149388: WinError 6 out of connection_lost, for a handle that was closed twice."""
+    loop, complaints = asyncio.get_running_loop(), listen()
+    if sys.platform == "win32" and not isinstance(loop, notifyloop.NotifyLoop):
+        pytest.skip("asyncio's selector loop has no pipes there")
+    reads, writes = os.pipe()
+    transports, protocols = zip(
+        await loop.connect_read_pipe(Counting, os.fdopen(reads, "rb", 0)),
+        await loop.connect_write_pipe(Counting, os.fdopen(writes, "wb", 0)),
+        strict=True,
+    )
+    PIPE_PATHS[path](*transports)
+    for protocol in protocols:
+        await protocol.lost.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [(protocol.made, protocol.ended) for protocol in protocols] == [(1, 1)] * 2
+    assert complaints == []
+    assert all("closed" in repr(transport) for transport in transports)
+
+
+CHILD_PATHS: dict[str, Callable[[Any], None]] = {
+    "its input ends": lambda transport: transport.get_pipe_transport(0).close(),
+    "kill": lambda transport: transport.kill(),
+    "terminate": lambda transport: transport.terminate(),
+    "close": lambda transport: transport.close(),
+    "close twice": lambda transport: (transport.close(), transport.close()),  # type: ignore[func-returns-value]
+    "kill and close": lambda transport: (transport.kill(), transport.close()),  # type: ignore[func-returns-value]
+    "its pipes are closed": lambda transport: [transport.get_pipe_transport(fd).close() for fd in range(3)],  # type: ignore[func-returns-value]
+}
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop"])
+@pytest.mark.parametrize("path", CHILD_PATHS)
+async def test_each_child_ends_once_and_quietly(path: str) -> None:
+    """python/cpython#89237, #100055, agronholm/anyio#1237."""
+
+    class Parent(asyncio.SubprocessProtocol, Counting):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.exits = 0
+            self.pipes: list[int] = []
+
+        def process_exited(self) -> None:
+            self.exits += 1
+
+        def pipe_connection_lost(self, fd: int, error: BaseException | None) -> None:
+            self.pipes.append(fd)
+
+    complaints = listen()
+    program = "import sys; sys.stdin.read()"
+    transport, protocol = await asyncio.get_running_loop().subprocess_exec(Parent, sys.executable, "-c", program)
+    CHILD_PATHS[path](transport)
+    await protocol.lost.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    transport.close()
+    assert (protocol.made, protocol.ended, protocol.exits) == (1, 1, 1)
+    assert sorted(protocol.pipes) == [0, 1, 2]
+    assert complaints == []
+
+
+class Datagrams(asyncio.DatagramProtocol, Counting):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[Exception] = []
+        self.received: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.received.put_nowait((data, address))
+
+    def error_received(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio", "notifyloop"])
+class TestDatagrams:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ConnectionResetError(errno.ECONNRESET, "nobody was there"),
+            OSError(errno.EMSGSIZE, "too long"),
+            windows(ERROR_PORT_UNREACHABLE),
+        ],
+        ids=repr,
+    )
+    async def test_errors_of_one_datagram(self, error: OSError) -> None:
+        """python/cpython#91227, #127057, caproto/caproto#745: nobody is heard any more."""
+
+        class Failing(socket.socket):
+            failures = 3
+
+            def recvfrom(self, *arguments: Any) -> tuple[bytes, Any]:
+                if self.failures:
+                    self.failures -= 1
+                    raise error
+                return super().recvfrom(*arguments)
+
+        complaints = listen()
+        ours = Failing(type=socket.SOCK_DGRAM)
+        ours.bind(("127.0.0.1", 0))
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, sock=ours)
+        with socket.socket(type=socket.SOCK_DGRAM) as somebody:
+            somebody.sendto(b"still there?", ours.getsockname())
+            assert (await protocol.received.get())[0] == b"still there?"
+        assert protocol.errors == [error] * 3
+        transport.close()
+        await protocol.lost.wait()
+        assert complaints == []
+
+    async def test_a_server_whose_clients_are_gone(self) -> None:
+        """The same, as it happens: Windows tells the next reception that an answer found nobody."""
+        loop, complaints = asyncio.get_running_loop(), listen()
+        transport, protocol = await loop.create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", 0))
+        address = transport.get_extra_info("sockname")
+        for _ in range(5):
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                client.sendto(b"hello", address)
+                _, gone = await protocol.received.get()
+            transport.sendto(b"anybody?", gone)
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.sendto(b"me", address)
+            assert (await protocol.received.get())[0] == b"me"
+        transport.close()
+        await protocol.lost.wait()
+        assert complaints == []
+
+    async def test_an_endpoint_without_an_address(self) -> None:
+        """python/cpython#119711: WinError 10022, on the Proactor."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(type=socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            transport, protocol = await loop.create_datagram_endpoint(Datagrams, family=socket.AF_INET)
+            await asyncio.sleep(0)
+            transport.sendto(b"question", peer.getsockname())
+            data, address = await loop.run_in_executor(None, peer.recvfrom, 100)
+            assert data == b"question"
+            peer.sendto(b"answer", ("127.0.0.1", address[1]))
+            assert (await protocol.received.get())[0] == b"answer"
+            transport.close()
+            await protocol.lost.wait()
+        assert protocol.errors == []
+
+    @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+    async def test_the_other_internet_protocol(self) -> None:
+        """python/cpython#83329: wrong addresses, on the Proactor."""
+        loop = asyncio.get_running_loop()
+        try:
+            ours, server = await loop.create_datagram_endpoint(Datagrams, local_addr=("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        address = ours.get_extra_info("sockname")
+        theirs, client = await loop.create_datagram_endpoint(Datagrams, remote_addr=address[:2])
+        theirs.sendto(b"question")
+        data, sender = await server.received.get()
+        assert (data, sender) == (b"question", theirs.get_extra_info("sockname"))
+        ours.sendto(b"answer", sender)
+        assert await client.received.get() == (b"answer", address)
+        for transport, protocol in ((ours, server), (theirs, client)):
+            transport.close()
+            await protocol.lost.wait()
+
+    @pytest.mark.parametrize("path", ["close", "abort", "close twice", "close and abort", "sent and aborted"])
+    async def test_each_endpoint_ends_once_and_quietly(self, path: str) -> None:
+        """agronholm/anyio#1237: with a datagram in flight, connection_lost never comes."""
+
+        class Full(socket.socket):
+            def sendto(self, *_: Any) -> int:
+                raise BlockingIOError
+
+        complaints = listen()
+        ours = Full(type=socket.SOCK_DGRAM)
+        ours.bind(("127.0.0.1", 0))
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, sock=ours)
+        if path == "sent and aborted":
+            transport.sendto(b"kept", ours.getsockname())
+            transport.close()
+            await asyncio.sleep(0)
+            assert protocol.ended == 0
+        for _ in range(2 if path == "close twice" else 1):
+            if path.startswith("close"):
+                transport.close()
+        if path.endswith(("abort", "aborted")):
+            transport.abort()
+        await protocol.lost.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert (protocol.made, protocol.ended) == (1, 1)
+        assert complaints == []
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -5,6 +5,7 @@ In README.md, CONTRIBUTING.md and docs/*.md,
 * a ```python block is a program, run as it stands. A ```text block right after it is what it prints.
 * python blocks under one heading whose first line is a comment with a file name ("# app.py") are files that
   lie side by side: those named test_*.py are run by pytest, the others can be imported by the rest.
+* a program that begins with "# on Linux" is for there.
 * a program before which <!-- interrupt at: TEXT --> stands serves for ever: it is interrupted as soon as it
   has printed TEXT. So is the one command of a ```console block with such a comment; others are not run.
 """
@@ -108,6 +109,8 @@ def command_of(example: Example, folder: Path) -> list[str | Path]:
     since = re.search(r"^# Python (\d+)\.(\d+) and later$", example.code, re.MULTILINE)
     if since and sys.version_info < tuple(map(int, since.groups())):
         pytest.skip(f"the example is for Python {since[1]}.{since[2]} and later")
+    if example.code.startswith("# on Linux\n") and sys.platform != "linux":
+        pytest.skip("the example is for Linux")
     for name, code in example.files.items():
         (folder / name).write_text(code, encoding="utf-8")
         require_modules(code, example.files)
@@ -151,10 +154,14 @@ def test_example(example: Example, tmp_path: Path) -> None:
             printed += line
             if example.until in line:
                 break
-        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does: to all its processes
+        if sys.platform == "win32":
+            server.kill()  # where no program can press another one's Ctrl-C
+        else:
+            os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does: to all its processes
         printed += server.communicate(timeout=30)[0]
     assert example.until in printed
-    assert server.returncode in (0, 130, -signal.SIGINT), printed
+    if sys.platform != "win32":
+        assert server.returncode in (0, 130, -signal.SIGINT), printed
 
 
 def test_the_pages_have_examples() -> None:

@@ -207,6 +207,33 @@ class TestScheduling:
         gc.collect()
         assert alive() is None
 
+    @pytest.mark.parametrize("debug", [False, True])
+    def test_an_exception_does_not_keep_the_task_that_raised_it(self, loop: Loop, debug: bool) -> None:
+        """Its traceback keeps the frames that the task was called from, so they must not keep the task."""
+        loop.set_debug(debug)
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        async def main() -> None:
+            task = asyncio.ensure_future(fail())
+            raised = None
+            try:
+                await task
+            except ZeroDivisionError as error:
+                raised = error
+            reference = weakref.ref(task)
+            del task
+            await asyncio.sleep(0)  # that which woke us had it as its argument
+            assert raised is not None
+            assert reference() is None
+
+        gc.disable()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            gc.enable()
+
 
 class TestOtherThreads:
     def test_a_sleeping_loop_wakes_up(self, loop: Loop) -> None:

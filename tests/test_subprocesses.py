@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 
 import notifyloop
+
+if sys.platform == "win32":
+    pytest.skip("Windows has other means: see test_windows", allow_module_level=True)
+
 from notifyloop import subprocesses
 
 pytestmark = pytest.mark.skipif(not subprocesses.can_watch_children(), reason="this system has no pidfds")

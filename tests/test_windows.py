@@ -333,6 +333,102 @@ class TestStandardInput:
         assert await child.wait() == 0
 
 
+CONSOLE = """
+import asyncio, ctypes, msvcrt, notifyloop, signal, threading
+from ctypes import wintypes
+
+kernel = ctypes.WinDLL("kernel32")
+kernel.SetConsoleCtrlHandler(None, False)  # whoever started us may have refused Ctrl-C for us, too
+
+class Key(ctypes.Structure):  # INPUT_RECORD, with a KEY_EVENT_RECORD
+    _fields_ = [
+        ("kind", wintypes.WORD), ("down", wintypes.BOOL), ("times", wintypes.WORD), ("key", wintypes.WORD),
+        ("scan", wintypes.WORD), ("character", wintypes.WCHAR), ("state", wintypes.DWORD),
+    ]
+
+def press(text):
+    keys = (Key * len(text))(*[Key(1, True, 1, 13 if letter == "\\r" else 0, 0, letter, 0) for letter in text])
+    handle = wintypes.HANDLE(msvcrt.get_osfhandle(keyboard.fileno()))
+    assert kernel.WriteConsoleInputW(handle, keys, len(text), ctypes.byref(wintypes.DWORD()))
+
+def interrupt(event):
+    assert kernel.GenerateConsoleCtrlEvent(event, 0)
+
+async def read():
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), keyboard)
+    return reader
+
+def when_it_sleeps(function, *arguments):
+    threading.Timer(0.1, function, arguments).start()
+
+keyboard = open("CONIN$", "rb", buffering=0)
+"""
+
+
+def in_a_console(program: str) -> bytes:
+    """What a program says that has a console of its own, which nobody sees."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CONSOLE + program],
+        capture_output=True,
+        creationflags=subprocess.CREATE_NO_WINDOW,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.strip()
+
+
+class TestConsoles:
+    def test_what_is_typed_is_read(self) -> None:
+        program = """
+async def main():
+    reader = await read()
+    for word in ("one", "two"):
+        press(word + "\\r")
+        print((await reader.readline()).decode().strip(), end=" ", flush=True)
+notifyloop.run(main())
+"""
+        assert in_a_console(program) == b"one two"
+
+    @pytest.mark.parametrize("reading", [False, True])
+    def test_an_interrupt_ends_the_wait_at_once(self, reading: bool) -> None:
+        """python/cpython#101166, #91170."""
+        program = f"""
+async def main():
+    reader = await read() if {reading} else None
+    when_it_sleeps(interrupt, signal.CTRL_C_EVENT)
+    await asyncio.Event().wait()
+try:
+    notifyloop.run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+        assert in_a_console(program) == b"interrupted"
+
+    @pytest.mark.parametrize(
+        ("event", "number"),
+        [
+            ("CTRL_C_EVENT", "SIGINT"),
+            pytest.param(
+                "CTRL_BREAK_EVENT", "SIGBREAK", marks=pytest.mark.never("wine", reason="wine has only Ctrl-C")
+            ),
+        ],
+    )
+    def test_handlers(self, event: str, number: str) -> None:
+        """python/cpython#137863."""
+        program = f"""
+async def main():
+    pressed = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.{number}, pressed.set)
+    when_it_sleeps(interrupt, signal.{event})
+    await pressed.wait()
+    print("{number}")
+notifyloop.run(main())
+"""
+        assert in_a_console(program) == number.encode()
+
+
 @pytest.mark.asyncio(loop_factories=["notifyloop"])
 class TestNamedPipes:
     async def test_clients_are_served(self, address: str) -> None:

@@ -1,5 +1,5 @@
 """Runs a suite in child processes, and judges: what fails must be listed with a reason, and what is listed
-must fail.
+must fail. What would only hang is left out, with a reason, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 HERE = Path(__file__).parent
 SHARES_EACH = 4
@@ -61,7 +62,10 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
             wanted = Path(folder, "wanted")
             if left is not None:
                 wanted.write_text("\n".join(left))
-            output, why = watch(suite, loop, journal, wanted if left is not None else None, silence)
+            modules = suite.modules
+            if left is not None:  # importing takes its time
+                modules = [name for name in modules if any(test.startswith(f"{name}.") for test in left)]
+            output, why = watch(suite, loop, journal, wanted if left is not None else None, modules, silence)
             lines = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("]")]
             started = None
             for event, name, detail in lines:
@@ -77,9 +81,12 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
             outcomes[started] = (why, output[-4000:])
 
 
-def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: float) -> tuple[str, str]:
+def watch(
+    suite: Suite, loop: str, journal: Path, wanted: Path | None, modules: list[str], silence: float
+) -> tuple[str, str]:
     """One child, ended when its journal is silent for too long. Returns its output and how it ended."""
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, [*suite.path, HERE.parent.parent])))
+    folders = [*map(str, suite.path), *filter(None, [os.environ.get("PYTHONPATH")]), str(HERE.parent.parent)]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folders))
     command = [
         sys.executable,
         str(HERE / "child.py"),
@@ -104,7 +111,7 @@ def watch(suite: Suite, loop: str, journal: Path, wanted: Path | None, silence: 
         assert child.stdin is not None
         if child.stdout is not None:
             threading.Thread(target=shutil.copyfileobj, args=(child.stdout, output), daemon=True).start()
-        child.stdin.write("\n".join(suite.modules))
+        child.stdin.write("\n".join(modules))
         child.stdin.close()
         size, since, why = -1, time.monotonic(), "crashed"
         while child.poll() is None:
@@ -145,14 +152,25 @@ def failing(outcomes: Outcomes) -> list[str]:
     return sorted(test for test, (outcome, _) in outcomes.items() if outcome not in ("passed", "skipped"))
 
 
+def systems() -> set[str]:
+    """What an entry's `system` may be, here."""
+    if sys.platform != "win32":
+        return {sys.platform}
+    import ctypes  # noqa: PLC0415
+
+    return {"win32", "wine"} if hasattr(ctypes.WinDLL("ntdll"), "wine_get_version") else {"win32"}
+
+
+def holds_here(entry: dict[str, Any]) -> bool:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return entry.get("system", sys.platform) in systems() and version in entry.get("python", [version])
+
+
 def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    listed = [
-        entry
-        for entry in tomllib.loads((HERE / f"{suite.name}.toml").read_text()).get("deviation", [])
-        if entry.get("system", sys.platform) == sys.platform
-        and (not entry.get("python") or f"{sys.version_info[0]}.{sys.version_info[1]}" in entry["python"])
-    ]
+    lists = tomllib.loads((HERE / f"{suite.name}.toml").read_text())
+    listed = list(filter(holds_here, lists.get("deviation", [])))
+    left_out = list(filter(holds_here, lists.get("left_out", [])))
     every = run_child(suite, suite.stock, None, arguments.silence)
     broken = [test for test in every if test.startswith("unittest.loader._FailedTest.")]
     if broken:
@@ -165,6 +183,8 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
         and not fnmatch.fnmatchcase(test, suite.not_ours)
         and not test.startswith("unittest.")
     ]
+    hopeless = [test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in left_out)]
+    tests = [test for test in tests if test not in hopeless]
     hang = [
         test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in listed if "hangs" in entry)
     ]
@@ -205,7 +225,8 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     print(
         f"{suite.name} on Python {version}, {arguments.loop}: {len(outcomes)} tests, "
         f"{count['passed']} passed, {count['skipped']} skipped, {len(unexpected)} unexpected failures, "
-        f"{len(excused)} listed deviations, {len(environment)} fail on the stock loop too, {len(flaky)} flaky; "
+        f"{len(excused)} listed deviations, {len(hopeless)} left out, "
+        f"{len(environment)} fail on the stock loop too, {len(flaky)} flaky; "
         f"{time.monotonic() - started:.0f} s"
     )
     return 1 if unexpected or passing_again or not outcomes else 0
