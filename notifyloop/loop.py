@@ -17,21 +17,18 @@ about to be: `Turn.sleeping` says so, and whoever sets it back posts. So at most
 from __future__ import annotations
 
 import asyncio
-import errno
 import heapq
 import math
-import ssl
-import sys
 import threading
 import weakref
-from asyncio import base_events, constants, trsock
-from asyncio.log import logger
+from asyncio import base_events
 from contextvars import copy_context
 from selectors import EVENT_READ, EVENT_WRITE
-from sys import getrefcount, intern
+from sys import getrefcount
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVarTuple
 
+from notifyloop.connections import Connections
 from notifyloop.handles import (
     LOCKED_HANDLES,
     MOST_SPARE,
@@ -46,17 +43,12 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import INTERNET, DatagramTransport, SocketTransport, StreamTransport, TLSProtocol, Writer
-
-if sys.platform == "win32":
-    from notifyloop.windows.system import System
-else:
-    from notifyloop.unix import System
+from notifyloop.transports import SocketTransport, StreamTransport, Writer
 
 if TYPE_CHECKING:
     import socket
     from collections import deque
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Iterable
     from contextvars import Context
     from typing import Any, Unpack
 
@@ -70,12 +62,6 @@ Ts = TypeVarTuple("Ts")
 POLL_EVERY = 64
 POLL_AFTER = 0.001
 LONGEST_WAIT = 24 * 3600  # seconds
-
-# What accept() says of a connection that came to nothing, besides ConnectionErrors: Linux passes on the network's
-# errors, wine says that it is not connected.
-GONE = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EPROTO, errno.ENOTCONN)
-ERROR_NETNAME_DELETED = 64
-SHORT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
 CANCELLED_SHARE = 0.5
@@ -105,15 +91,7 @@ class Turn:
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
 
 
-def peer_of(sock: socket.socket) -> Any:
-    """The peer's address, or None. Asked while there is a peer: once it is gone, the system does not know it."""
-    try:
-        return sock.getpeername()
-    except OSError:
-        return None
-
-
-class NotifyLoop(System):
+class NotifyLoop(Connections):
     """An asyncio event loop on a completion port.
 
     Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
@@ -133,7 +111,6 @@ class NotifyLoop(System):
     _csock: Any
     _internal_fds: int
     _check_closed: Callable[[], None]
-    _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
     _check_thread: Callable[[], None]
     _check_callback: Callable[[object, str], None]
 
@@ -505,171 +482,11 @@ class NotifyLoop(System):
             if reading:
                 transp.resume_reading()
 
-    # ---- connections
-
-    def _accept_connection(
-        self,
-        protocol_factory: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        sslcontext: ssl.SSLContext | None = None,
-        server: base_events.Server | None = None,
-        backlog: int = 100,
-        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
-        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
-    ) -> None:
-        """Accept what waits, up to `backlog` connections in one turn.
-
-        Nothing that happens to one connection ends the listening. Where descriptors or memory are short, it pauses.
-        """
-        timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
-        for _ in range(backlog):
-            try:
-                connection, address = sock.accept()
-                connection.setblocking(False)
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionError:  # aborted before we came to it
-                continue
-            except OSError as error:
-                if error.errno in GONE or getattr(error, "winerror", None) == ERROR_NETNAME_DELETED:
-                    continue
-                if error.errno not in SHORT_OF_RESOURCES:
-                    raise  # reported by the handle that called this
-                self.call_exception_handler(
-                    {
-                        "message": "socket.accept() out of system resource",
-                        "exception": error,
-                        "socket": trsock.TransportSocket(sock),
-                    }
-                )
-                self._remove_reader(sock.fileno())
-                arguments: tuple[Any, ...] = (protocol_factory, sock, sslcontext, server, backlog, *timeouts)
-                self.call_later(constants.ACCEPT_RETRY_DELAY, self._start_serving, *arguments)
-                return
-            if self._debug:
-                logger.debug("%r got a new connection from %r: %r", server, address, connection)
-            if sslcontext is not None:
-                extra = {"peername": address}
-                accept = self._accept_connection2(protocol_factory, connection, extra, sslcontext, server, *timeouts)
-                self.create_task(accept)
-                continue
-            protocol = None
-            try:
-                protocol = protocol_factory()
-                if sock.family in INTERNET:  # a proxy's many connections share its address: sixty bytes each
-                    address = (intern(address[0]), *address[1:])
-                StreamTransport(self, connection, protocol, None, None, server, address)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                connection.close()
-                self.call_exception_handler(
-                    {
-                        "message": "Error on transport creation for incoming connection",
-                        "exception": error,
-                        "protocol": protocol,
-                    }
-                )
-
-    def _start_serving(
-        self, protocol_factory: Callable[[], asyncio.BaseProtocol], sock: socket.socket, *arguments: Any
-    ) -> None:
-        if sock.fileno() != -1:  # or the server was closed while accepting paused
-            super()._start_serving(protocol_factory, sock, *arguments)  # type: ignore[misc]
-
-    # ---- transports
-
-    def _make_socket_transport(
-        self,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        extra: dict[str, Any] | None = None,
-        server: base_events.Server | None = None,
-    ) -> StreamTransport:
-        return StreamTransport(self, sock, protocol, waiter, extra, server, peer_of(sock))
-
-    def _make_datagram_transport(
-        self,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        address: Any = None,
-        waiter: asyncio.Future[None] | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> DatagramTransport:
-        return DatagramTransport(self, sock, protocol, address, waiter, extra, peer_of(sock))
-
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: base_events.Server | None = None,
-        **timeouts: Any,
-    ) -> asyncio.Transport:
-        tls = TLSProtocol(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
-        StreamTransport(self, rawsock, tls, None, extra, server, peer_of(rawsock))
-        transport: asyncio.Transport = tls._app_transport
-        return transport
-
     def close(self) -> None:
         """As asyncio's. Sockets that were closed while a `sock_*` coroutine waited for them close now."""
         if not self.is_closed() and not self.is_running():
             self._release_waits()
         super().close()
-
-    async def start_tls(
-        self,
-        transport: Any,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> asyncio.Transport:
-        """As asyncio's: speak TLS on a transport from here on. Returns the transport that the protocol is to
-        use now; no data reaches the protocol before it can know it.
-        """
-        if not isinstance(sslcontext, ssl.SSLContext):
-            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
-        if not getattr(transport, "_start_tls_compatible", False):
-            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
-        waiter = self.create_future()
-        tls = TLSProtocol(
-            self,
-            protocol,
-            sslcontext,
-            waiter,
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-            call_connection_made=False,
-        )
-        tls._pause_reading()
-        # The handshake's first bytes must not come before connection_made().
-        transport.pause_reading()
-        transport.set_protocol(tls)
-        begin = self.call_soon(tls.connection_made, transport)
-        go_on = self.call_soon(transport.resume_reading)
-        try:
-            await waiter
-        except BaseException:
-            transport.close()
-            begin.cancel()
-            go_on.cancel()
-            raise
-        tls._resume_reading()
-        upgraded: asyncio.Transport = tls._app_transport
-        return upgraded
 
     # ---- wake-ups
 
