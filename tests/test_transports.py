@@ -161,3 +161,31 @@ async def test_writes_of_a_turn_arrive_in_order_whatever_their_kind() -> None:
         assert await reader.read(1) == b"x"
         writer.close()
         await writer.wait_closed()
+
+
+class Alike:
+    """No socket, but all that a transport asks of one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.sock, name)
+
+
+@pytest.mark.asyncio
+async def test_what_only_acts_as_a_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_connection(sock=Alike(ours))
+        writer.write(b"there")
+        theirs.settimeout(60)
+        assert theirs.recv(100) == b"there"
+        theirs.send(b"and back")
+        assert await reader.readexactly(8) == b"and back"
+        writer.close()
+        await writer.wait_closed()
+        assert ours.fileno() == -1
+        assert theirs.recv(1) == b""

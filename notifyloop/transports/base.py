@@ -110,7 +110,8 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         self._extra = extra
         self._interest = loop._adopt(sock)
         self._sock = sock
-        sock._io_refs += 1  # type: ignore[attr-defined]
+        if issubclass(type(sock), socket.socket):  # others close as they like
+            sock._io_refs += 1  # type: ignore[attr-defined]
         self._sock_fd = sock.fileno()
         self._context = copy_context()
         self._peername = peername  # kept: once the peer is gone, the system does not know it any more
@@ -279,4 +280,5 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
     def _close_socket(self) -> None:
         sock, self._sock = self._sock, None
         sock.close()
-        sock._decref_socketios()
+        if issubclass(type(sock), socket.socket):
+            sock._decref_socketios()
