@@ -83,7 +83,7 @@ class TestTransports:
         assert file.tell() == offset + len(expected)
         await end(transport, writer)
 
-    @pytest.mark.skipif(not hasattr(os, "sendfile"), reason="the system sends no files for Python")
+    @pytest.mark.never("windows", reason="Python has no sendfile() there, and does not guard what it does instead")
     @on_both
     async def test_while_it_lasts_nothing_can_be_written(self, file: IO[bytes]) -> None:
         transport, reader, writer = await connect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -133,8 +132,8 @@ async def test_a_socket_that_its_former_owner_closes() -> None:
         writer.close()
         await writer.wait_closed()
         assert theirs.recv(100) == b""
-    with pytest.raises(OSError, match="descriptor"):
-        os.fstat(descriptor)
+    with pytest.raises(OSError, match=r"descriptor|10038"):
+        socket.socket(fileno=descriptor)
 
 
 @pytest.mark.asyncio
@@ -154,9 +153,8 @@ async def test_writes_of_a_turn_arrive_in_order_whatever_their_kind() -> None:
         for refused in (b"late", bytearray(b"late")):
             with pytest.raises(RuntimeError, match="write_eof"):
                 writer.write(refused)
-        await asyncio.sleep(0)
         with theirs.makefile("rb") as file:
-            assert file.read() == b"abcde" * 3 + b"fg"
+            assert await asyncio.to_thread(file.read) == b"abcde" * 3 + b"fg"
         assert theirs.send(b"x") == 1
         assert await reader.read(1) == b"x"
         writer.close()
