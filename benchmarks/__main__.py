@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(options: argparse.Namespace, cores: Cores, names: list[str], place: dict[str, Any]) -> int:
     chosen = list(cells(options.only, options.sizes, options.connections, options.quick))
-    run = Run(cores, options.seconds, options.rounds)
+    run = Run(options.seconds, options.rounds, cores=cores)
     asyncio.run(run.measure(chosen, names))
     results = summarise(run, chosen, names)
     report = tables(results, names)
