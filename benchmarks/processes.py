@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -122,9 +123,12 @@ class Process:
             raise MeasurementError(await self.complaints() or f"ended with status {self._process.returncode}")
 
     async def kill(self) -> None:
-        """Be sure that it has ended."""
+        """Be sure that it has ended, with what it has started."""
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
 
     async def complaints(self) -> str:
@@ -156,7 +160,9 @@ async def running(core: int | None, *command: str | Path) -> AsyncIterator[Proce
     """
     pipe = subprocess.PIPE
     with pinned(core):
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=HERE.parent)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=HERE.parent, start_new_session=True
+        )
     started = Process(process)
     try:
         yield started

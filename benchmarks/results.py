@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from benchmarks.processes import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from benchmarks.cells import Cell
     from benchmarks.run import Interleaved
@@ -107,3 +109,7 @@ def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         else median(each.get(key, 0) for each in rounds)
         for key, example in examples.items()
     }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

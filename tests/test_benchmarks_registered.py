@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the control is select.poll, which Windows has not")
+
 
 def test_the_cost_of_a_call_is_measured_with_a_crowd_and_the_kernel_is_told_nothing_twice() -> None:
     result = subprocess.run(
