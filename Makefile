@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py $(wildcard notifyloop/port/*.py notifyloop/po
 PYTEST_ARGS ?=
 SECONDS_EACH ?= 10
 
-.PHONY: help serve test test-windows lint format bench sanitize test-cpython test-uvloop docs clean
+.PHONY: help serve test test-windows lint format bench bench-windows sanitize test-cpython test-uvloop docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: $(VENV)/.installed-lint ## let ruff lay out the code
 
 bench: $(VENV)/.installed-bench ## compare the loops, in one interleaved run
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-windows: $(BIN)/python ## the same on Windows' own CPython, under wine
+	@PYTHON=$(abspath $(BIN)/python) integration/windows/bench build/windows $(BENCH_ARGS)
 
 sanitize: $(VENV)/.installed-test ## hammer the C core under ThreadSanitizer and AddressSanitizer
 	@PYTHON=$(abspath $(BIN)/python) tests/port/stress/run $(SECONDS_EACH)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import loops
-from benchmarks.cells import BENCHMARKS, KIB, cells, select
+from benchmarks.arguments import comma_separated, positive, size
+from benchmarks.cells import BENCHMARKS, cells, select
 from benchmarks.chart import charts
 from benchmarks.connections import SPARE, ConnectionsRun, raise_descriptor_limit
 from benchmarks.console import notice
 from benchmarks.environment import environment
 from benchmarks.processes import BUILD, Cores, MeasurementError, compile_programs
 from benchmarks.report import details, lines, tables
-from benchmarks.results import summarise
+from benchmarks.results import summarise, write_json
 from benchmarks.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 BUSY = 0.5  # load average before the run
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(options: argparse.Namespace, cores: Cores, names: list[str], place: dict[str, Any]) -> int:
     chosen = list(cells(options.only, options.sizes, options.connections, options.quick))
-    run = Run(cores, options.seconds, options.rounds)
+    run = Run(options.seconds, options.rounds, cores=cores)
     asyncio.run(run.measure(chosen, names))
     results = summarise(run, chosen, names)
     report = tables(results, names)
@@ -128,30 +128,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def parse_list(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",") if part]
-
-    return parse_list
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-    def parse_number(text: str) -> Any:
-        value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
-        return value
-
-    return parse_number
-
-
-def size(text: str) -> int:
-    """Bytes: 1024, 1K or 1M."""
-    units = {"K": KIB, "M": KIB * KIB}
-    unit = units.get(text[-1:].upper())
-    return positive(int)(text if unit is None else text[:-1]) * (unit or 1)
-
-
 def loop_names(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
@@ -181,10 +157,6 @@ def warn(cores: Cores) -> None:
         notice("warning: server and load run on two threads of one physical core")
     if (load := os.getloadavg()[0]) > BUSY:
         notice(f"warning: something else is at work here (load average {load:.1f})")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from typing import Any
 
 HERE = Path(__file__).parent
@@ -87,9 +87,10 @@ def siblings(core: int) -> set[int]:
 class Process:
     """A process that speaks in lines, and complains on its standard error."""
 
-    def __init__(self, process: asyncio.subprocess.Process, complaints: Any) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
         self._process = process
-        self._complaints = complaints
+        self._complaints = asyncio.create_task(process.stderr.read())
         self.pid = process.pid
 
     async def read(self) -> str:
@@ -98,57 +99,80 @@ class Process:
         line = await self._process.stdout.readline()
         if not line:
             status = await self._process.wait()
-            raise MeasurementError(self.complaints() or f"ended with status {status}")
-        return line.decode().rstrip("\n")
+            raise MeasurementError(await self.complaints() or f"ended with status {status}")
+        return line.decode().rstrip("\r\n")
 
-    async def read_json(self) -> dict[str, float | dict[str, float]]:
+    async def read_json(self) -> dict[str, Any]:
         return json.loads(await self.read())
 
-    async def ask(self) -> dict[str, float]:
-        """The answer of a server to the one question that it understands: its processor time, in seconds."""
+    def nudge(self) -> None:
+        """Give it a line on its standard input. It knows what that means."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
+
+    async def ask(self) -> dict[str, Any]:
+        """The answer of a server to the one question that it understands: its processor time, in seconds."""
+        self.nudge()
         return await self.read_json()
 
     async def end(self) -> None:
         """Wait for the end. Raises MeasurementError unless it is a good one."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         if await self._process.wait():
-            raise MeasurementError(self.complaints() or f"ended with status {self._process.returncode}")
+            raise MeasurementError(await self.complaints() or f"ended with status {self._process.returncode}")
 
-    def complaints(self) -> str:
-        """The last line of what it wrote to its standard error: of a traceback, the exception."""
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+    async def kill(self) -> None:
+        """Be sure that it has ended, with what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self.pid, signal.SIGKILL)
+        await self._process.wait()
+
+    async def complaints(self) -> str:
+        """The last line of what it wrote to its standard error until it ended: of a traceback, the exception."""
+        lines = (await self._complaints).decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
 
+@contextlib.contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """What is started inside runs on this core; None: where the system likes."""
+    if core is None:
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})  # inherited
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
 @contextlib.asynccontextmanager
-async def running(core: int, *command: str | Path) -> AsyncIterator[Process]:
+async def running(core: int | None, *command: str | Path) -> AsyncIterator[Process]:
     """A process pinned to a core, killed at the end if it has not ended by itself.
 
     What goes wrong inside is the process's fault as soon as it has something to complain about, so a
     MeasurementError then carries its words as well.
     """
-    with tempfile.TemporaryFile() as complaints:
-        ours = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})  # inherited
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, cwd=HERE.parent
-            )
-        finally:
-            os.sched_setaffinity(0, ours)
-        started = Process(process, complaints)
-        try:
-            yield started
-        except MeasurementError as error:
-            if (words := started.complaints()) and words not in str(error):
-                raise MeasurementError(f"{error} ({words})") from None
-            raise
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    pipe = subprocess.PIPE
+    with pinned(core):
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=HERE.parent, start_new_session=True
+        )
+    started = Process(process)
+    try:
+        yield started
+    except MeasurementError as error:
+        await started.kill()
+        if (words := await started.complaints()) and words not in str(error):
+            raise MeasurementError(f"{error} ({words})") from None
+        raise
+    finally:
+        await started.kill()
 
 
 @contextlib.asynccontextmanager

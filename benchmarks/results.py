@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from benchmarks.processes import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from benchmarks.cells import Cell
-    from benchmarks.run import Run
+    from benchmarks.run import Interleaved
 
 NOISY = 0.2  # of the median: a wider spread of the rounds is marked
 
@@ -71,11 +73,11 @@ class CellResults:
         }
 
 
-def summarise(run: Run, cells: Sequence[Cell], loops: Sequence[str]) -> list[CellResults]:
+def summarise(run: Interleaved, cells: Sequence[Cell], loops: Sequence[str]) -> list[CellResults]:
     return [summarise_cell(run, cell, loops) for cell in cells]
 
 
-def summarise_cell(run: Run, cell: Cell, loops: Sequence[str]) -> CellResults:
+def summarise_cell(run: Interleaved, cell: Cell, loops: Sequence[str]) -> CellResults:
     limit = None
     if cell.limit and (rounds := run.measurements.get((cell.limit, LIMIT))):
         limit = result(rounds)
@@ -99,9 +101,15 @@ def result(rounds: list[dict[str, Any]]) -> Result:
 
 
 def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each number in dictionaries of the same shape."""
-    first = rounds[0]
+    """The median of each number in dictionaries of the same shape, where a number that is missing is 0."""
+    examples = {key: value for each in rounds for key, value in each.items()}
     return {
-        key: middle([each[key] for each in rounds]) if isinstance(value, dict) else median(each[key] for each in rounds)
-        for key, value in first.items()
+        key: middle([each.get(key, {}) for each in rounds])
+        if isinstance(example, dict)
+        else median(each.get(key, 0) for each in rounds)
+        for key, example in examples.items()
     }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.console import notice, progress
+from benchmarks.hello import HELLO
 from benchmarks.processes import BUILD, LIMIT, PATIENCE, Cores, MeasurementError, running, serving
-from benchmarks.server import HELLO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
-    """What was measured, and what was not and why."""
+class Interleaved:
+    """What was measured, and what was not and why. Subclasses know how to measure a cell."""
 
-    cores: Cores
     seconds: float
     rounds: int
     measurements: dict[tuple[Cell, str], list[dict[str, Any]]] = field(default_factory=dict)
@@ -46,8 +45,7 @@ class Run:
         progress(name)
         try:
             async with asyncio.timeout(self.seconds * 2 + PATIENCE):
-                measure = measure_callback if cell.kind == "callback" else measure_server
-                measurement = await measure(self, cell, loop)
+                measurement = await self.measure_cell(cell, loop)
         except (MeasurementError, TimeoutError) as error:
             reason = str(error) or f"no answer within {self.seconds * 2 + PATIENCE:.0f} s"
             self.left_out[cell, loop] = reason
@@ -55,6 +53,21 @@ class Run:
             notice(f"left out: {name}: {reason}")
         else:
             self.measurements.setdefault((cell, loop), []).append(measurement)
+
+    async def measure_cell(self, cell: Cell, loop: str) -> dict[str, Any]:
+        """The figure of one round, and whatever else there is to tell. Raises MeasurementError."""
+        raise NotImplementedError
+
+
+@dataclass
+class Run(Interleaved):
+    """The comparison on Linux."""
+
+    cores: Cores = field(kw_only=True)
+
+    async def measure_cell(self, cell: Cell, loop: str) -> dict[str, Any]:
+        measure = measure_callback if cell.kind == "callback" else measure_server
+        return await measure(self, cell, loop)
 
 
 def with_limits(cells: Iterable[Cell], loops: Iterable[str]) -> Iterator[tuple[Cell, str]]:

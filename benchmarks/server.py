@@ -10,36 +10,35 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import socket
 import sys
 import threading
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import loops
 from benchmarks.echo_servers import BACKLOG, SERVERS
+from benchmarks.hello import serve_hello
 
-HELLO = "Hello, world!\n"
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+if sys.platform == "win32":
 
-async def serve_hello(listener: socket.socket) -> object:
-    """The smallest aiohttp application."""
-    from aiohttp import web  # noqa: PLC0415 - no other server needs it
+    def processor_time() -> dict[str, Any]:
+        times = os.times()
+        return {"user": times.user, "system": times.system}
 
-    async def hello(request: web.Request) -> web.Response:
-        return web.Response(text=HELLO)
+else:
+    import resource
 
-    application = web.Application()
-    application.router.add_get("/", hello)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
-    return runner
-
-
-def answer_questions() -> None:
-    for _ in sys.stdin:
+    def processor_time() -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        print(json.dumps({"user": usage.ru_utime, "system": usage.ru_stime}), flush=True)
+        return {"user": usage.ru_utime, "system": usage.ru_stime}
+
+
+def answer_questions(answer: Callable[[], dict[str, Any]]) -> None:
+    for _ in sys.stdin:
+        print(json.dumps(answer()), flush=True)
     os._exit(0)
 
 
@@ -54,11 +53,16 @@ async def serve(api: str) -> None:
     del kept  # not before
 
 
-def main(loop: str, api: str) -> None:
-    threading.Thread(target=answer_questions, daemon=True).start()
-    with asyncio.Runner(loop_factory=loops.factory(loop)) as runner:
+def main(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+    api: str,
+    answer: Callable[[], dict[str, Any]] = processor_time,
+) -> None:
+    threading.Thread(target=answer_questions, args=[answer], daemon=True).start()
+    with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(api))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    loop, api = sys.argv[1:]
+    main(loops.factory(loop), api)

@@ -86,12 +86,15 @@ typedef struct registration {
     poll_t *poll;
 } registration_t;
 
+enum { BUCKETS = 1024 };
+
 typedef struct port {
     struct port *next;
     HANDLE handle; /* the caller's */
     HANDLE own;    /* a duplicate: numbers of handles come back, and only the object tells whether it is still this port */
     HANDLE helper;
-    registration_t *registrations;
+    registration_t *registrations[BUCKETS]; /* by socket */
+    unsigned to_poll;                       /* how many of them */
     unsigned users;
 } port_t;
 
@@ -135,6 +138,11 @@ static DWORD reported(ULONG answer, UINT16 filter) {
     return events & filter;
 }
 
+static void will_poll(port_t *port, registration_t *registration, bool will) {
+    port->to_poll += will - registration->to_poll;
+    registration->to_poll = will;
+}
+
 static DWORD send_poll(port_t *port, registration_t *registration) {
     poll_t *poll = calloc(1, sizeof *poll);
     if (!poll)
@@ -146,7 +154,7 @@ static DWORD send_poll(port_t *port, registration_t *registration) {
     poll->info.events = asked_for(registration->filter);
     poll->owner = registration;
     registration->poll = poll;
-    registration->to_poll = false;
+    will_poll(port, registration, false);
     NTSTATUS status = NtDeviceIoControlFile(port->helper, NULL, NULL, poll, &poll->status, IOCTL_AFD_POLL, &poll->info,
                                             sizeof poll->info, &poll->info, sizeof poll->info);
     if (status == 0 || status == STATUS_PENDING)
@@ -168,8 +176,12 @@ static void give_up(port_t *port, registration_t *registration) {
 
 /* ---- registrations ---------------------------------------------------------------------------------------------------------------- */
 
+static registration_t **bucket_of(port_t *port, SOCKET socket) {
+    return &port->registrations[socket / sizeof(DWORD) % BUCKETS]; /* as handles are numbered */
+}
+
 static registration_t **find(port_t *port, SOCKET socket) {
-    registration_t **place = &port->registrations;
+    registration_t **place = bucket_of(port, socket);
     while (*place && (*place)->socket != socket)
         place = &(*place)->next;
     return place;
@@ -177,12 +189,9 @@ static registration_t **find(port_t *port, SOCKET socket) {
 
 static void forget(port_t *port, registration_t *registration) {
     give_up(port, registration);
-    for (registration_t **place = &port->registrations; *place; place = &(*place)->next)
-        if (*place == registration) {
-            *place = registration->next;
-            free(registration);
-            return;
-        }
+    will_poll(port, registration, false);
+    *find(port, registration->socket) = registration->next;
+    free(registration);
 }
 
 static bool is_socket(SOCKET socket) {
@@ -209,8 +218,9 @@ static DWORD enable(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
             return ERROR_NOT_ENOUGH_MEMORY;
         registration->socket = order->socket;
         registration->key = order->completionKey;
-        registration->next = port->registrations;
-        port->registrations = registration;
+        registration_t **bucket = bucket_of(port, order->socket);
+        registration->next = *bucket;
+        *bucket = registration;
     }
     give_up(port, registration);
     registration->filter = order->eventFilter;
@@ -282,16 +292,19 @@ static bool answered(port_t *port, OVERLAPPED_ENTRY *entry) {
     else if (port->users > 1)
         poll_again(port, registration);
     else
-        registration->to_poll = true;
+        will_poll(port, registration, true);
     return true;
 }
 
 static void poll_persistent(port_t *port) {
-    for (registration_t *registration = port->registrations, *next; registration; registration = next) {
-        next = registration->next;
-        if (registration->to_poll && registration->enabled && !registration->poll)
-            poll_again(port, registration);
-    }
+    for (unsigned bucket = 0; port->to_poll && bucket < BUCKETS; bucket++)
+        for (registration_t *registration = port->registrations[bucket], *next; registration; registration = next) {
+            next = registration->next;
+            if (registration->to_poll && registration->enabled && !registration->poll)
+                poll_again(port, registration);
+            else
+                will_poll(port, registration, false);
+        }
 }
 
 static DWORD dequeue(port_t *port, UINT32 timeout, ULONG room, OVERLAPPED_ENTRY *entries, UINT32 *received) {
@@ -323,10 +336,11 @@ static void discard(port_t **place) {
     port_t *port = *place;
     *place = port->next;
     IO_STATUS_BLOCK status;
-    for (registration_t *registration = port->registrations, *next; registration; registration = next) {
-        next = registration->next;
-        free(registration); /* its poll is the kernel's until it is answered: nobody looks any more, so it is left to it */
-    }
+    for (unsigned bucket = 0; bucket < BUCKETS; bucket++)
+        for (registration_t *registration = port->registrations[bucket], *next; registration; registration = next) {
+            next = registration->next;
+            free(registration); /* its poll is the kernel's until it is answered: nobody looks any more, so it is left to it */
+        }
     NtCancelIoFileEx(port->helper, NULL, &status);
     CloseHandle(port->helper);
     CloseHandle(port->own);
