@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import socket
 from asyncio.exceptions import SendfileNotAvailableError
 from typing import IO, TYPE_CHECKING, Any
