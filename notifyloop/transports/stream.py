@@ -57,7 +57,14 @@ SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).par
 # Where a socket is known by a descriptor, to read and write that costs less than to receive and send by way of the
 # object, whose methods take more arguments. `SocketTransport` sees to it that the descriptor stays the socket's.
 if sys.platform == "win32":
-    receive, send = socket.socket.recv, socket.socket.send
+
+    def receive(sock: socket.socket, size: int) -> bytes:
+        """The object's method, not that of its class: what only acts as a socket has no other."""
+        return sock.recv(size)
+
+    def send(sock: socket.socket, data: Data) -> int:
+        return sock.send(data)
+
 else:
     receive, send = os.read, os.write
 
