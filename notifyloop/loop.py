@@ -131,7 +131,8 @@ class NotifyLoop(Connections):
         """As asyncio's."""
         if self._debug or self._closed:
             checked = super().call_soon(callback, *args, context=context)
-            del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
+            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
+                del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
         spare = self._turn.spare
         try:
@@ -150,7 +151,8 @@ class NotifyLoop(Connections):
         """As asyncio's: `call_soon` from any thread, or a signal handler. It ends the wait, if the loop waits."""
         if self._debug or self._closed:
             checked = super().call_soon_threadsafe(callback, *args, context=context)
-            del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
+            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
+                del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
         turn = self._turn
         if LOCKED_HANDLES:
@@ -194,7 +196,8 @@ class NotifyLoop(Connections):
             self._check_thread()
             self._check_callback(callback, method)
             timer = asyncio.TimerHandle(when, callback, args, self, context)
-            del timer._source_traceback[-2:]  # type: ignore[attr-defined]  # from here on it is our own frames
+            if timer._source_traceback:  # type: ignore[attr-defined]
+                del timer._source_traceback[-2:]  # type: ignore[attr-defined]  # from here on it is our own frames
             timer._scheduled = True  # type: ignore[attr-defined]
         else:
             timer = TimerHandle(when, callback, args, self, context)
@@ -206,9 +209,9 @@ class NotifyLoop(Connections):
 
     def set_debug(self, enabled: bool) -> None:
         """As asyncio's."""
-        super().set_debug(enabled)
         # Every future and every task that is made asks. A method of a bool answers without a frame of Python.
         self.get_debug = bool(enabled).__bool__  # type: ignore[method-assign]
+        super().set_debug(enabled)
 
     # ---- the turn
 

@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,6 +32,44 @@ def debugged(loop: Loop) -> Loop:
 def run_turn(loop: Loop) -> None:
     loop.call_soon(loop.stop)
     loop.run_forever()
+
+
+class TestSwitching:
+    def test_while_the_loop_runs(self, loop: Loop) -> None:
+        seen: list[tuple[bool, bool]] = []
+
+        async def note() -> None:
+            await asyncio.sleep(0)  # what notes the origins of coroutines is switched in the next turn
+            seen.append((loop.get_debug(), sys.get_coroutine_origin_tracking_depth() > 0))
+
+        async def main() -> None:
+            for debug in (True, False, True, False):
+                loop.set_debug(debug)
+                await note()
+
+        loop.run_until_complete(main())
+        assert seen == [(True, True), (False, False)] * 2
+
+    def test_while_other_threads_call(self, loop: Loop) -> None:
+        """Each of their calls is made, in whichever mode."""
+        called: list[int] = []
+
+        def call() -> None:
+            for number in range(3000):
+                loop.call_soon_threadsafe(called.append, number)
+            loop.call_soon_threadsafe(loop.stop)
+
+        def switch() -> None:
+            loop.set_debug(not loop.get_debug())
+            loop.call_soon(switch)
+
+        thread = threading.Thread(target=call)
+        loop.call_soon(switch)
+        loop.call_soon(thread.start)
+        loop.run_forever()
+        thread.join()
+        loop.set_debug(False)
+        assert called == list(range(3000))
 
 
 class TestSlowCallbacks:
