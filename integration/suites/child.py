@@ -71,7 +71,10 @@ class Journal(unittest.TestResult):
 def main() -> None:
     journal_path, loop, tests_path, preparation = sys.argv[1:]
     del sys.path[0]  # this folder, whose modules have the names of what they run
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
+    # A shell has the one ignored by what runs in the background, nohup the other; and tests' children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     faulthandler.enable()
     importlib.import_module(preparation).prepare(loop)
     modules = sys.stdin.read().split()
