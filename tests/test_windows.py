@@ -119,7 +119,8 @@ class TestPipes:
         writer.transport.write(b"!")
         await reader.until(300_001)
         assert writer.calls == ["made", "pause", "resume"]
-        assert writer.transport.get_write_buffer_size() == 0
+        while writer.transport.get_write_buffer_size():  # that it was written may be told after it was read
+            await asyncio.sleep(0.001)
         writer.transport.close()
         await reader.lost
 
