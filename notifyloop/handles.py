@@ -17,6 +17,7 @@ import sys
 from asyncio import events
 from asyncio.format_helpers import _format_callback_source
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "UNSHARED",
     "Handle",
     "LockedHandle",
+    "StandingHandle",
     "TimerHandle",
     "new_handle",
     "report",
@@ -62,7 +64,7 @@ def _run(self: Handle | TimerHandle) -> None:
     self = None  # type: ignore[assignment]  # the exception's traceback would keep it, and it the exception
 
 
-def report(self: Handle | TimerHandle, error: BaseException) -> None:
+def report(self: Any, error: BaseException) -> None:
     """Tell the loop's exception handler what the callback raised."""
     callback = _format_callback_source(self._callback, self._args)
     self._loop.call_exception_handler(
@@ -98,6 +100,27 @@ class Handle(asyncio.Handle):
     def cancel(self) -> None:
         self._cancelled = True
         self._callback = self._args = None  # type: ignore[assignment]
+
+
+class StandingHandle(Handle):
+    """What `add_reader` and `add_writer` register, to be called any number of times.
+
+    What calls back is made beforehand, of nothing that is written in Python, and leaves errors to whoever runs it.
+    """
+
+    __slots__ = ("_run",)
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], loop: NotifyLoop) -> None:
+        super().__init__(callback, args, loop)
+        self._run: Callable[[], Any] = partial(self._context.run, callback, *args)
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._run = nothing
+
+
+def nothing() -> None:
+    """Instead of a callback that was cancelled."""
 
 
 def new_handle(loop: NotifyLoop) -> Handle:

@@ -35,12 +35,13 @@ from notifyloop.handles import (
     UNSHARED,
     Handle,
     LockedHandle,
+    StandingHandle,
     TimerHandle,
     new_handle,
     report,
 )
 from notifyloop.port.registration import descriptor_of
-from notifyloop.selector import READABLE, WRITABLE, NotificationSelector
+from notifyloop.selector import NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
 from notifyloop.transports import SocketTransport, StreamTransport, Writer
@@ -218,7 +219,7 @@ class NotifyLoop(Connections):
     def _run_once(self) -> None:
         """Poll and call back, turn after turn, until `stop()` was called."""
         turn, ready, selector = self._turn, self._ready, self._selector
-        by_number, disarm = selector.by_number, selector.disarmed.append
+        by_word = selector.by_word
         if turn.to_flush:  # written while the loop did not run
             self._flush_writes()
         while True:
@@ -232,31 +233,37 @@ class NotifyLoop(Connections):
                 timeout = self._until_next_timer()
             else:
                 timeout = -1
-            packets = selector.dequeue(timeout)
+            words = selector.dequeue(timeout)
             turn.sleeping = False
             if ready or self._stopping or self._debug:
-                self._queue(packets)
+                self._queue(words)
             else:
                 # Nothing else is waiting, so these are next: call them from here. Each looks at what is wanted now,
                 # for an earlier one may have changed it.
-                remaining = iter(packets)
+                remaining = iter(words)
+                handle: Any = None
                 try:
-                    for number, events in remaining:
+                    for word in remaining:
                         try:
-                            interest = by_number[number]
+                            interest = by_word[word]
                         except KeyError:
-                            selector.unknown(number, events)
+                            self._dispatch(word)
                             continue
-                        disarm(interest)
-                        reader, writer = interest.data
-                        if reader is not None and events & READABLE and not reader._cancelled:
-                            reader._run()
-                        if writer is not None and events & WRITABLE and not writer._cancelled:
-                            writer._run()
+                        handle = interest.data[0]
+                        if handle is None:
+                            selector.unwanted(interest)
+                            continue
+                        try:
+                            handle._run()
+                        except (SystemExit, KeyboardInterrupt):
+                            raise
+                        except BaseException as error:
+                            report(handle, error)
                 except BaseException:
                     self._queue(remaining)  # an interrupt must not lose what was dequeued
                     raise
-                turn.callbacks += len(packets)
+                interest = handle = None  # type: ignore[assignment]  # they must not live until the next turn
+                turn.callbacks += len(words)
                 if turn.to_flush:
                     self._flush_writes()
                 if self._stopping:
@@ -282,17 +289,17 @@ class NotifyLoop(Connections):
                 self._run_timed(count)
             else:
                 for _ in range(count):
-                    handle = popleft()
-                    if type(handle) is not Handle:
-                        if not handle._cancelled:
-                            handle._run()
-                        continue
-                    callback = handle._callback
-                    if callback is None:
-                        continue  # it was cancelled
-                    # As in Handle._run(), without the price of a call.
-                    args = handle._args
+                    handle: Any = popleft()
                     try:
+                        if type(handle) is not Handle:
+                            if not handle._cancelled:
+                                handle._run()
+                            continue
+                        callback = handle._callback
+                        if callback is None:
+                            continue  # it was cancelled
+                        # As in Handle._run(), without the price of a call.
+                        args = handle._args
                         if not args:
                             handle._context.run(callback)
                         elif len(args) == 1:
@@ -304,7 +311,7 @@ class NotifyLoop(Connections):
                     except BaseException as error:
                         report(handle, error)
                     if getrefcount(handle) == UNSHARED:
-                        handle._callback = handle._args = handle._context = None  # type: ignore[assignment]
+                        handle._callback = handle._args = handle._context = None
                         handle._cancelled = False  # as it may be, if its callback did that
                         spare.append(handle)
                 if len(spare) > MOST_SPARE:
@@ -326,8 +333,21 @@ class NotifyLoop(Connections):
         for transport in flushing:
             transport._flush()
 
-    def _queue(self, packets: Iterable[tuple[int, int]]) -> None:
-        for interest, mask in self._selector.ready(packets):
+    def _dispatch(self, word: int) -> None:
+        """Call back for a packet that does not only say that there is something to receive."""
+        for interest, mask in self._selector.ready((word,)):
+            for event, which in ((EVENT_READ, 0), (EVENT_WRITE, 1)):
+                handle = interest.data[which]  # not before, for the reader may change it
+                if mask & event and handle is not None:
+                    try:
+                        handle._run()
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        report(handle, error)
+
+    def _queue(self, words: Iterable[int]) -> None:
+        for interest, mask in self._selector.ready(words):
             reader, writer = interest.data
             if mask & EVENT_READ and reader is not None:
                 self._ready.append(reader)
@@ -372,7 +392,12 @@ class NotifyLoop(Connections):
             self._current_handle = handle
             try:
                 started = self.time()
-                handle._run()
+                try:
+                    handle._run()
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    report(handle, error)
                 seconds = self.time() - started
                 if seconds >= self.slow_callback_duration:
                     base_events.logger.warning(  # type: ignore[attr-defined]
@@ -387,7 +412,7 @@ class NotifyLoop(Connections):
     # ---- readiness: one interest per descriptor, whose data are the handles of its reader and its writer
 
     def _handle(self, callback: Callable[..., object], args: tuple[Any, ...]) -> asyncio.Handle:
-        return (asyncio.Handle if self._debug else Handle)(callback, args, self)
+        return (asyncio.Handle if self._debug else StandingHandle)(callback, args, self)
 
     def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
         return self._watch(fd, EVENT_READ, self._handle(callback, args))
@@ -458,8 +483,6 @@ class NotifyLoop(Connections):
                     handle.abort()
                 elif isinstance(handle, Writer):
                     handle.cancel()
-            interest.data = (None, None)
-            interest.events = 0
             self._selector.forget(interest)
 
     def _ensure_fd_no_transport(self, fd: object) -> None:

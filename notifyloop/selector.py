@@ -2,12 +2,13 @@
 
 `selectors` wants level-triggered readiness, reader and writer apart; the port has one registration per
 socket, with the union of both. So a descriptor is registered once, LEVEL | ONESHOT, and what a notification
-disarmed is enabled again in one batch with the next wait, after its callbacks ran. That is the recommended
-pattern of the port: it never spins, and a notification has one owner. Its one danger is a lost re-arm, so
-there is exactly one place that re-arms: everything that was dequeued goes through `disarmed`.
+disarmed is enabled again with the next wait, after its callbacks ran. That is the recommended pattern of the
+port: it never spins, and a notification has one owner. Its one danger is a lost re-arm, so nobody has to
+order it: the port does it by itself. What the next wait takes along are the orders of those in `changed`, of which
+something else is wanted than before.
 
 Errors that a caller must see (a bad descriptor, a regular file) are found by registering without waiting,
-at once; interest that only shrinks is left to the next notification.
+at once; interest that only shrinks is left to the next wait.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Interest", "NotificationSelector"]
 
 ENABLE = int(Operation.ENABLE)
+DISABLE = int(Operation.DISABLE)
 REMOVE = int(Operation.REMOVE)
 LEVEL_ONESHOT = int(Trigger.LEVEL | Trigger.ONESHOT)
 
@@ -47,6 +49,7 @@ LEVEL_ONESHOT = int(Trigger.LEVEL | Trigger.ONESHOT)
 # wakes both, because a failed connect is reported as an error alone, and whoever connects waits for
 # writability.
 FILTERS = {
+    0: 0,
     EVENT_READ: int(Event.IN | Event.HANGUP),
     EVENT_WRITE: int(Event.OUT),
     EVENT_READ | EVENT_WRITE: int(Event.IN | Event.HANGUP | Event.OUT),
@@ -60,11 +63,14 @@ ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
 WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
-# An interest is found by the lower 32 bits of its key, its number: Python makes, hashes and compares small numbers
-# faster. Packets of other origins have keys below the first.
-ONLY_NUMBER = 0xFFFFFFFF
-FIRST_NUMBER = 1 << 16
-WAKE_UP_NUMBER = WAKE_UP & ONLY_NUMBER
+# What a packet says is one small number, its word: 24 bits that tell the interest, and 8 of events. Nearly all packets
+# say that something can be received, and nothing else; so an interest is found by just that word. The words of packets
+# of other origins are their keys, and below the first.
+EVENTS = 0xFF
+INTEREST = 0xFFFFFF00
+INPUT = int(Event.IN)
+FIRST_WORD = 1 << 16
+WAKE_UP_WORD = WAKE_UP & 0xFFFFFFFF
 
 OUT_OF_MEMORY = (
     errno.ENOMEM,
@@ -73,32 +79,31 @@ OUT_OF_MEMORY = (
 
 
 class Interest:
-    """What is wanted of one descriptor, and the packed order that re-arms it.
+    """What is wanted of one descriptor, and what the port was told of it.
 
-    One that has an owner rests while nothing is wanted of it: the port keeps the registration, and no order is needed
-    until something is. It may still be armed then, for what was wanted last: that costs nothing if the same is wanted
-    soon, and one notification for nobody if not.
+    One that has an owner rests while nothing is wanted of it. It may still be armed then, for what was wanted last:
+    that costs nothing if the same is wanted soon, and one notification for nobody if not.
     """
 
-    __slots__ = ("armed", "data", "drained", "enable", "events", "fd", "fileobj", "number", "owner")
+    __slots__ = ("armed", "data", "drained", "events", "fd", "fileobj", "owner", "word")
 
-    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, number: int) -> None:
+    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, word: int) -> None:
         self.fileobj = fileobj
         self.fd = fd
         self.events = events
         self.data = data
         self.owner: Callable[[], object] | None = None  # who tells before it closes the descriptor, as a weak reference
         self.drained = False  # of what there was to receive, as far as the owner knows
-        self.number = number
-        self.arm()
+        self.word = word  # of the packet that says there is something to receive
+        self.armed = 0
 
-    def arm(self) -> None:
-        """Have it armed for what is wanted now."""
-        self.armed = self.events
-        self.enable = self.order() if self.events else b""
+    def arm(self) -> bytes:
+        """The order that has it armed for what is wanted now."""
+        events = self.armed = self.events
+        return self.order(ENABLE if events else DISABLE, FILTERS[events])
 
-    def order(self) -> bytes:
-        return REGISTRATION.pack(self.fd, REGISTERED | self.number, FILTERS[self.events], ENABLE, LEVEL_ONESHOT, 0)
+    def order(self, operation: int, filter: int = 0) -> bytes:
+        return REGISTRATION.pack(self.fd, REGISTERED | self.word & INTEREST, filter, operation, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
@@ -135,9 +140,9 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
-        self.by_number: dict[int, Interest] = {}
-        self.disarmed: list[Interest] = []
-        # What to call with the packets of other origins, by their completion key, which is below FIRST_NUMBER: with the
+        self.by_word: dict[int, Interest] = {}
+        self.changed: list[Interest] = []  # may have to be armed otherwise; the next wait sees to it
+        # What to call with the packets of other origins, by their completion key, which is below FIRST_WORD: with the
         # address of the overlapped operation and the number posted or transferred. Called in the midst of a turn, so it
         # takes note of what came, raises nothing and calls nobody.
         self.foreign: dict[int, Callable[[int, int], object]] = {}
@@ -176,18 +181,18 @@ class NotificationSelector(BaseSelector):
         resting = self.interests.get(fd)
         if resting is not None:
             self.remove(resting)
-        interest = Interest(fileobj, fd, events, data, self._unused_number())
-        self._apply(interest.enable)
+        interest = Interest(fileobj, fd, events, data, self._unused_word())
+        self._apply(interest.arm())
         self.interests[fd] = interest
-        self.by_number[interest.number] = interest
+        self.by_word[interest.word] = interest
         return interest
 
-    def _unused_number(self) -> int:
-        """They come again after four billion registrations, when one may still be in use."""
+    def _unused_word(self) -> int:
+        """They come again after sixteen million registrations, when one may still be in use."""
         while True:
-            number = next_generation() & ONLY_NUMBER
-            if number >= FIRST_NUMBER and number != WAKE_UP_NUMBER and number not in self.by_number:
-                return number
+            word = next_generation() << 8 & INTEREST | INPUT
+            if word >= FIRST_WORD and word not in self.by_word:
+                return word
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -196,8 +201,9 @@ class NotificationSelector(BaseSelector):
         interest = self.find(fileobj)
         if interest is None:
             raise KeyError(f"{fileobj!r} is not registered")
+        key = interest.selector_key()
         self.remove(interest)
-        return interest.selector_key()
+        return key
 
     def adopt(self, sock: socket, owner: Callable[[], object]) -> Interest:
         """The interest in a socket, for somebody who keeps it, and will call `forget` before he closes it, or be gone.
@@ -209,8 +215,8 @@ class NotificationSelector(BaseSelector):
             self.remove(interest)
             interest = None
         if interest is None:
-            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_number())
-            self.by_number[interest.number] = interest
+            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_word())
+            self.by_word[interest.word] = interest
         interest.owner = owner
         return interest
 
@@ -221,23 +227,22 @@ class NotificationSelector(BaseSelector):
         interest.data = data
         interest.events = events
         if events != interest.armed:
-            interest.arm()
-        if events:
-            self.disarmed.append(interest)
+            self.changed.append(interest)
 
     def remove(self, interest: Interest) -> None:
         """Take back a registration."""
         self.forget(interest)
+        interest.armed = 0
         # Fails only if the descriptor was closed: then it is gone already.
-        self._batch.exchange(
-            REGISTRATION.pack(interest.fd, REGISTERED | interest.number, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0
-        )
+        self._batch.exchange(interest.order(REMOVE), 0, 0)
 
     def forget(self, interest: Interest) -> None:
-        """Take back a registration without telling the port, because its descriptor is about to be closed."""
+        """Take back a registration whose descriptor is about to be closed. That removes it; what is left to order is
+        that it is not armed again.
+        """
         del self.interests[interest.fd]
-        del self.by_number[interest.number]
-        interest.enable = b""  # it may still stand in line to be re-armed
+        del self.by_word[interest.word]
+        self.want(interest, 0, (None, None))
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
         """As `selectors.BaseSelector.modify`; a change of data alone stays in Python. Raises as `register`,
@@ -255,19 +260,13 @@ class NotificationSelector(BaseSelector):
         """Change what is wanted. More is ordered at once, and raises OSError if it cannot be; less is left
         to the next wait.
         """
-        if events != interest.events:
-            widened = events & ~interest.events
-            interest.events = events
-            interest.arm()
-            if widened:
-                try:
-                    self._apply(interest.enable)
-                except OSError:
-                    self.forget(interest)
-                    raise
-            else:
-                self.disarmed.append(interest)
-        interest.data = data
+        self.want(interest, events, data)
+        if events & ~interest.armed:
+            try:
+                self._apply(interest.arm())
+            except OSError:
+                self.forget(interest)
+                raise
 
     def _apply(self, order: bytes) -> None:
         self._batch.exchange(order, 0, 0)
@@ -275,63 +274,66 @@ class NotificationSelector(BaseSelector):
             fd, _, _, operation, _, _ = REGISTRATION.unpack(order)
             raise registration_error(result, fd, operation)
 
-    def dequeue(self, timeout: int) -> list[tuple[int, int]]:
+    def dequeue(self, timeout: int) -> tuple[int, ...]:
         """Re-arm what was dequeued last, then wait up to `timeout` nanoseconds (negative: for ever); in one
         foreign call.
 
-        Returns (number, events) of each packet; `ready` says what they mean. Raises ValueError if the selector
-        is closed.
+        Returns the words of the packets; `ready` says what they mean. Raises ValueError if the selector is closed.
         """
-        disarmed = self.disarmed
-        if not disarmed:
-            packed = b""
-        elif len(disarmed) == 1:
-            packed = disarmed.pop().enable
+        changed = self.changed
+        if changed:
+            orders = b"".join([interest.arm() for interest in changed if interest.events != interest.armed])
+            changed.clear()
         else:
-            packed = b"".join([interest.enable for interest in disarmed])
-            disarmed.clear()
+            orders = b""
         batch = self._batch
-        packets = batch.turn(packed, timeout)
-        self._unread = len(packets)
+        words = batch.turn(orders, timeout)
+        self._unread = len(words)
         if batch.failures:
-            failures = [(key & ONLY_NUMBER, result) for _, key, result in batch.failures]
-            packets += [(number, ERROR) for number, result in failures if self._must_hear(number, result)]
-        return packets
+            words += tuple(self._who_must_hear(batch.failures))
+        return words
 
-    def _must_hear(self, number: int, result: int) -> bool:
+    def _who_must_hear(self, failures: Iterable[tuple[int, int, int]]) -> Iterator[int]:
         """A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
         short, nobody would ever hear of the socket again, and an owner waits for its own: those are called ready, to
         be armed with the next wait.
         """
-        interest = self.by_number.get(number)
-        return interest is not None and (
-            registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
-        )
+        for _, key, result in failures:
+            interest = self.by_word.get(key & INTEREST | INPUT)
+            if interest is not None and (
+                registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
+            ):
+                interest.armed = 0
+                self.changed.append(interest)
+                yield key & INTEREST | ERROR
 
-    def ready(self, packets: Iterable[tuple[int, int]]) -> list[tuple[Interest, int]]:
+    def ready(self, words: Iterable[int]) -> list[tuple[Interest, int]]:
         """The interests that packets report ready, and for what. The next wait arms them again."""
         ready: list[tuple[Interest, int]] = []
-        for number, events in packets:
-            interest = self.by_number.get(number)
+        for word in words:
+            interest = self.by_word.get(word & INTEREST | INPUT)
             if interest is None:
-                self.unknown(number, events)
+                self.unknown(word)
                 continue
-            self.disarmed.append(interest)
-            mask = READY[events & 255] & interest.events
+            mask = READY[word & EVENTS] & interest.events
             if mask:
                 ready.append((interest, mask))
-            elif interest.events != interest.armed:
-                interest.arm()  # nobody wanted it soon
+            else:
+                self.unwanted(interest)
         return ready
 
-    def unknown(self, number: int, events: int) -> None:
+    def unwanted(self, interest: Interest) -> None:
+        """Take note of a packet that tells what nobody wants to know, or not soon: let it not be told again."""
+        self.want(interest, interest.events, interest.data)
+
+    def unknown(self, word: int) -> None:
         """Take note of a packet that no interest has: a wake-up, a notice of removal, one that comes too late, or one
         of another origin.
         """
-        if number < FIRST_NUMBER:
+        if word < FIRST_WORD:
             if self._unread:
                 self._hand_on()
-        elif number != WAKE_UP_NUMBER and not events & REMOVED:
+        elif word != WAKE_UP_WORD and not word & REMOVED:
             self.stale_notifications += 1
 
     def _hand_on(self) -> None:
@@ -364,8 +366,8 @@ class NotificationSelector(BaseSelector):
         for interest in self.interests.values():
             interest.data = (None, None)  # an owner may hold it, and it what calls the owner
         self.interests.clear()
-        self.by_number.clear()
-        self.disarmed.clear()
+        self.by_word.clear()
+        self.changed.clear()
         self._map = None
 
     def get_map(self) -> Mapping[int | HasFileno, SelectorKey]:

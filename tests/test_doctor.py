@@ -156,9 +156,11 @@ def hiding(event: Event) -> Callable[[pytest.MonkeyPatch], None]:
     def process(*arguments: Any) -> int:
         count: int = provider.lib.ProcessPackedNotifications(*arguments)
         for index in range(max(count, 0) & batch.ONLY_COUNT):
-            entry = arguments[-1][index]
+            entry, words = arguments[6][index], arguments[-1]
             if entry.lpCompletionKey & REGISTERED:
                 entry.dwNumberOfBytesTransferred &= ~int(event)
+                if words:
+                    words[index] &= ~int(event)
         return count
 
     return with_fault(ProcessPackedNotifications=process)

@@ -359,8 +359,8 @@ class TestOurs:
     def test_keys_whose_numbers_are_in_use_or_anothers_are_not_taken(
         self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An interest is known by half of its key: other keys, with the same half, come after a long time."""
-        numbers = [7 << 40, (7 << 40) + 5, (7 << 40) + 2**32 - 1, 2**20, 2**32 + 2**20, 2**33 + 2**20 + 1]
+        """An interest is known by 24 bits of its key: other keys, with the same bits, come after a long time."""
+        numbers = [7 << 24, (7 << 24) + 5, (7 << 24) + 255, 2**20, 2**24 + 2**20, 2**25 + 2**20 + 1]
         keys = iter([REGISTERED | number for number in numbers])
         monkeypatch.setattr("notifyloop.selector.next_generation", lambda: next(keys))
         ours.register(pair[0], EVENT_READ, "first")

@@ -12,7 +12,6 @@ of Microsoft's reference.
 
 from __future__ import annotations
 
-import sys
 from struct import Struct, calcsize
 
 TYPES = """
@@ -104,8 +103,14 @@ DWORD GetLastError(void);
 
 # Ours. Winsock counts milliseconds; Linux can wait for nanoseconds, and an event loop's timers profit. A
 # negative timeout is INFINITE. The packed form is the same call once more, for callers to whom an argument and a
-# result are dear: the registrations are bytes that nobody changes, their results come apart, and what it returns is
-# the number of packets and, in the upper half, of failed registrations; or a negative error code.
+# result are dear: the registrations are bytes that nobody changes; those that failed are listed apart; and what it
+# returns is the number of packets and, in the upper half, of failures, or a negative error code.
+#
+# Where `dequeued` is not NULL, it tells how many packets of the last call are still in `entries`, and is set to how
+# many are there now. Of those sockets, the one-shot registrations that the packets have disarmed are enabled again as
+# they were, each unless something else was ordered for it since, or is now: a program that goes on as before need not
+# say so. Where `words` is not NULL, each packet is there as one number: the lower 32 bits of its key, and, if the
+# highest bit of the key is set, the event mask in the lowest 8 bits, which such a key has to leave free.
 EXTENSIONS = """
 typedef struct {
     uint64_t calls;
@@ -125,6 +130,12 @@ typedef struct {
     uint64_t waiting_ns;
 } PORT_COUNTERS;
 
+typedef struct {
+    ULONG_PTR key;
+    UINT32 index;
+    DWORD result;
+} FAILED_REGISTRATION;
+
 DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
                                    int64_t timeoutNs,
@@ -132,16 +143,17 @@ DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    UINT32 *receivedEntryCount);
 
 int64_t ProcessPackedNotifications(HANDLE port,
-                                   const char *packed, size_t size, DWORD *results,
+                                   const char *packed, size_t size, FAILED_REGISTRATION *failures,
                                    int64_t timeoutNs,
-                                   ULONG completionCount, OVERLAPPED_ENTRY *entries);
+                                   ULONG completionCount, OVERLAPPED_ENTRY *entries,
+                                   UINT32 *dequeued, int64_t *words);
 
 BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
 """
 
 DECLARATIONS = TYPES + CONSTANTS + FUNCTIONS + EXTENSIONS
 
-# The two structures as Python's struct module sees them. Touching the fields of a foreign structure one by
+# The structures as Python's struct module sees them. Touching the fields of a foreign structure one by
 # one is slow from Python; packing and unpacking whole arrays is not. "N" is as wide as a pointer. The
 # result of a registration (out) is packed as zero, which is ERROR_SUCCESS: after the call, an unchanged
 # array is an array without failures.
@@ -150,9 +162,7 @@ ENTRY = Struct(
     "@N" + f"{calcsize('@NN')}x" + "I" + f"{calcsize('N') - 4}x"
 )  # the key and the event mask of an OVERLAPPED_ENTRY
 FULL_ENTRY = Struct("@NNNI" + f"{calcsize('N') - 4}x")
-# The lower 32 bits of the key, and the event mask: small numbers, which Python makes, hashes and compares faster.
-HALF = calcsize("N") - 4
-SHORT_ENTRY = Struct((f"@I{HALF}x" if sys.byteorder == "little" else f"@{HALF}xI") + f"{calcsize('NN')}xI{HALF}x")
+FAILURE = Struct("@NII")
 
 if __name__ == "__main__":  # the C test programs include this output as abi.h
     print("#include <stdint.h>\n" + DECLARATIONS)

@@ -39,7 +39,18 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from notifyloop.port.abi import FULL_ENTRY, REGISTRATION
-from notifyloop.port.iocp import NULL, Port, describe, ffi, kernel32, library, milliseconds, stdcall, system_handle
+from notifyloop.port.iocp import (
+    NULL,
+    Port,
+    describe,
+    ffi,
+    kernel32,
+    library,
+    milliseconds,
+    pairs,
+    stdcall,
+    system_handle,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -304,53 +315,82 @@ class Registered:
 class AfdPort(Port):
     """A completion port whose sockets are polled."""
 
-    __slots__ = ("cancelled", "helpers", "polls", "registered", "spare", "to_poll")
+    __slots__ = ("cancelled", "helpers", "polls", "registered", "spare", "spent", "to_poll")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
         self.registered: dict[int, Registered] = {}  # by socket
+        self.spent: dict[int, Registered] = {}  # by key: disabled by a notification, and nothing was ordered since
         self.polls: dict[int, Poll] = {}  # in flight, by address
         self.to_poll: list[Registered] = []  # persistent, and notified since the last wait began
         self.helpers: list[Helper] = []
         self.cancelled = ffi.new("IO_STATUS_BLOCK *")
         self.spare: list[Any] = []  # ULONGs for the kernel to count in
 
-    def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
+    def process(
+        self,
+        packed: bytes,
+        size: int,
+        failures: Any,
+        timeout: int,
+        room: int,
+        entries: Any,
+        dequeued: Any,
+        words: Any,
+    ) -> int:
         self.inside.append(None)
         try:
             if self.closing:
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
-            failed = self.apply(packed, results) if size else 0
+            failed = self.apply(packed, failures) if size else 0
+            if dequeued and dequeued[0]:
+                failed = self.enable_again(pairs(entries, dequeued[0]), failures, failed)
+                dequeued[0] = 0
             if not room:
                 return failed << 32
             entered = self.enter_wait()
             received = self.dequeue(entered, timeout, room, entries)
             self.leave_wait(entered)
-            return received if received < 0 else failed << 32 | received
+            if received < 0:
+                return received
+            self.hand_out(entries, received, dequeued, words)
+            return failed << 32 | received
         finally:
             self.leave()
 
     # ---- registrations
 
-    def apply(self, packed: bytes, results: Any) -> int:
+    def apply(self, packed: bytes, failures: Any) -> int:
         """The changes of a batch; returns how many failed."""
         failed = 0
         with self.lock:
             for index, (sock, key, events, operation, trigger, _) in enumerate(REGISTRATION.iter_unpack(packed)):
                 try:
                     self.change(sock, key, events, operation, trigger)
-                    results[index] = 0
                 except RefusalError as refusal:
-                    results[index] = refusal.code
+                    failures[failed] = (key, index, refusal.code)
                     failed += 1
         return failed
 
+    def enable_again(self, packets: list[tuple[int, int]], failures: Any, failed: int) -> int:
+        """What packets have disarmed, as it was; returns how many have failed now."""
+        with self.lock:
+            for key, _ in packets:
+                spent = self.spent.get(key)
+                if spent is not None:
+                    try:
+                        self.enable(spent.sock, key, spent.events, spent.trigger)
+                    except RefusalError as refusal:
+                        failures[failed] = (key, 0, refusal.code)
+                        failed += 1
+        return failed
+
     def change(self, sock: int, key: int, events: int, operation: int, trigger: int) -> None:
+        if operation == NONE:
+            return
         if operation == ENABLE:
             self.enable(sock, key, events, trigger)
-            return
-        if operation == NONE:
             return
         if operation not in (DISABLE, REMOVE):
             raise RefusalError(ERROR_INVALID_PARAMETER)
@@ -359,10 +399,12 @@ class AfdPort(Port):
             raise RefusalError(ERROR_NOT_FOUND)
         if operation == DISABLE:
             registered.enabled = False
+            self.spent.pop(key, None)
         else:
             self.remove(registered)
 
     def enable(self, sock: int, key: int, events: int, trigger: int) -> None:
+        self.spent.pop(key, None)
         if trigger not in TRIGGERS or events & ~FILTER:
             raise RefusalError(ERROR_INVALID_PARAMETER)
         if trigger & EDGE:
@@ -371,7 +413,7 @@ class AfdPort(Port):
         if registered is None or registered.key != key:
             newcomer = Registered(sock, key)
             if registered is not None:
-                self.give_up(registered)
+                self.forget(registered)
             registered = self.registered[sock] = newcomer
             self.registrations += 1
         else:
@@ -398,6 +440,7 @@ class AfdPort(Port):
     def forget(self, registered: Registered) -> None:
         self.give_up(registered)
         registered.enabled = False
+        self.spent.pop(registered.key, None)
         if self.registered.get(registered.sock) is registered:
             del self.registered[registered.sock]
 
@@ -464,6 +507,7 @@ class AfdPort(Port):
             return None
         if registered.trigger & ONESHOT:
             registered.enabled = False
+            self.spent[registered.key] = registered
         elif len(self.inside) > 1:  # others may be waiting for it already
             self.poll_again(registered)
         else:
@@ -505,7 +549,6 @@ class AfdPort(Port):
                 return 0 if code == WAIT_TIMEOUT else -code
             count = self.translate(entries, received[0])
             if count:
-                self.notifications += count
                 self.spare.append(received)
                 return count
             if timeout > 0:  # there were only answers that nobody wants

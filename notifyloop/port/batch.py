@@ -7,18 +7,22 @@ touches none: a batch goes in as bytes, and comes out as a view on which `struct
 
 from __future__ import annotations
 
+from functools import cache
+from struct import Struct
 from typing import TYPE_CHECKING
 
-from notifyloop.port.abi import ENTRY, REGISTRATION, SHORT_ENTRY
+from notifyloop.port.abi import ENTRY, FAILURE, REGISTRATION
 from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["Batch", "call_error"]
 
 ffi = provider.ffi
 lib = provider.lib
+NULL = ffi.NULL
 
 ONLY_COUNT = 0xFFFFFFFF  # of what a packed call returns; above it is the number of failures
 
@@ -32,6 +36,12 @@ def call_error(code: int) -> Exception:
     return OSError(code, f"ProcessSocketNotifications failed with code {code}; nothing was changed")
 
 
+@cache
+def unpacker(count: int) -> Callable[[Any], tuple[int, ...]]:
+    """Takes so many numbers out of a buffer at once."""
+    return Struct(f"{count}q").unpack_from
+
+
 class Batch:
     """One thread's buffers for raw calls on the port with this handle.
 
@@ -40,7 +50,19 @@ class Batch:
     failed.
     """
 
-    __slots__ = ("_capacity", "_entries", "_handle", "_most", "_process", "_results", "entries", "failures")
+    __slots__ = (
+        "_capacity",
+        "_dequeued",
+        "_entries",
+        "_failures",
+        "_handle",
+        "_most",
+        "_process",
+        "_words",
+        "entries",
+        "failures",
+        "words",
+    )
 
     def __init__(self, handle: Any, capacity: int) -> None:
         self._handle = handle
@@ -48,12 +70,15 @@ class Batch:
         self._process = lib.ProcessPackedNotifications
         self._entries = ffi.new("OVERLAPPED_ENTRY[]", capacity)
         self.entries = memoryview(ffi.buffer(self._entries)).cast("B")
+        self._dequeued = ffi.new("UINT32 *")
+        self._words = ffi.new("int64_t[]", capacity)
+        self.words = memoryview(ffi.buffer(self._words))
         self.failures: list[tuple[int, int, int]] = []
         self._make_room(64 * REGISTRATION.size)
 
     def _make_room(self, size: int) -> None:
         self._most = 2 * size
-        self._results = ffi.new("DWORD[]", self._most // REGISTRATION.size)
+        self._failures = ffi.new("FAILED_REGISTRATION[]", self._most // REGISTRATION.size + self._capacity)
 
     def exchange(self, packed: bytes, timeout: int, room: int) -> int:
         """Apply packed registrations, then dequeue up to `room` packets (0: none, do not wait); in one
@@ -71,38 +96,46 @@ class Batch:
         if size > self._most:
             self._make_room(size)
         value: int = self._process(
-            self._handle, packed, size, self._results, timeout if room else 0, room, self._entries
+            self._handle, packed, size, self._failures, timeout if room else 0, room, self._entries, NULL, NULL
         )
         if value > ONLY_COUNT:
-            self._collect_failures(packed)
+            self._collect_failures(value >> 32)
             return value & ONLY_COUNT
         if value < 0:
             raise call_error(-value)
         return value
 
-    def turn(self, packed: bytes, timeout: int) -> list[tuple[int, int]]:
-        """`exchange` with all the room there is, in one step: an event loop takes it in every turn. Returns of each
-        packet the lower 32 bits of its key, and the event mask.
+    def turn(self, packed: bytes, timeout: int) -> tuple[int, ...]:
+        """The step that an event loop takes in every turn: `exchange` with all the room there is, which also enables
+        again what the turn before has disarmed, unless `packed` orders something else for it. Returns each packet as
+        one number: the lower 32 bits of its key, with the event mask of a socket in the lowest 8.
         """
         if self.failures:
             self.failures = []
         size = len(packed)
         if size > self._most:
             self._make_room(size)
-        count: int = self._process(self._handle, packed, size, self._results, timeout, self._capacity, self._entries)
+        count: int = self._process(
+            self._handle,
+            packed,
+            size,
+            self._failures,
+            timeout,
+            self._capacity,
+            self._entries,
+            self._dequeued,
+            self._words,
+        )
         if count > ONLY_COUNT:
-            self._collect_failures(packed)
+            self._collect_failures(count >> 32)
             count &= ONLY_COUNT
         elif count < 0:
             raise call_error(-count)
-        if count == 1:  # by far the most frequent, and half the price
-            return [SHORT_ENTRY.unpack_from(self.entries)]
-        return list(SHORT_ENTRY.iter_unpack(self.entries[: count * SHORT_ENTRY.size])) if count else []
+        return unpacker(count)(self.words)
 
-    def _collect_failures(self, packed: bytes) -> None:
-        for index, fields in enumerate(REGISTRATION.iter_unpack(packed)):
-            if self._results[index]:
-                self.failures.append((index, fields[1], int(self._results[index])))
+    def _collect_failures(self, count: int) -> None:
+        memory = ffi.buffer(self._failures, count * FAILURE.size)
+        self.failures = [(index, key, result) for key, index, result in FAILURE.iter_unpack(memory)]
 
     def pairs(self, count: int) -> list[tuple[int, int]]:
         """The (key, events) of the `count` packets just dequeued."""

@@ -21,18 +21,19 @@ from __future__ import annotations
 import errno
 import re
 import threading
+from struct import calcsize
 from time import perf_counter_ns
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from cffi import FFI
 
-from notifyloop.port.abi import CONSTANTS, DECLARATIONS, FULL_ENTRY, WINDOWS_FUNCTIONS
+from notifyloop.port.abi import CONSTANTS, DECLARATIONS, ENTRY, FULL_ENTRY, WINDOWS_FUNCTIONS
 
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Port", "describe", "ffi", "kernel32", "library", "stdcall", "system_handle"]
+__all__ = ["Port", "describe", "ffi", "kernel32", "library", "pairs", "stdcall", "system_handle"]
 
 
 def stdcall(declarations: str) -> str:
@@ -45,6 +46,10 @@ ffi.cdef(stdcall(DECLARATIONS + WINDOWS_FUNCTIONS))
 windows: Any = ffi  # what it has on Windows only
 kernel32: Any = ffi.dlopen("kernel32.dll")
 NULL = ffi.NULL
+
+HALF = 0xFFFFFFFF
+EVENTS = 0xFF
+REGISTERED = 1 << (8 * calcsize("N") - 1)
 
 ERROR_SUCCESS = 0
 ERROR_INVALID_HANDLE = 6
@@ -76,6 +81,11 @@ def describe(result: int) -> tuple[int, str]:
 def system_handle(port: Port) -> int:
     """The handle by which Windows knows a port."""
     return int(ffi.cast("uintptr_t", port.handle))
+
+
+def pairs(entries: Any, count: int) -> list[tuple[int, int]]:
+    """The (key, events) of the first `count` packets."""
+    return list(ENTRY.iter_unpack(ffi.buffer(entries, count * ENTRY.size)))
 
 
 def milliseconds(ns: int) -> int:
@@ -144,9 +154,29 @@ class Port:
         finally:
             existing.leave()
 
-    def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
+    def process(
+        self,
+        packed: bytes,
+        size: int,
+        failures: Any,
+        timeout: int,
+        room: int,
+        entries: Any,
+        dequeued: Any,
+        words: Any,
+    ) -> int:
         """ProcessPackedNotifications."""
         raise NotImplementedError
+
+    def hand_out(self, entries: Any, count: int, dequeued: Any, words: Any) -> None:
+        """Say what is in `entries` now."""
+        self.notifications += count
+        if dequeued:
+            dequeued[0] = count
+        if words:
+            words[0:count] = [
+                key & HALF | (events & EVENTS if key & REGISTERED else 0) for key, events in pairs(entries, count)
+            ]
 
     def post(self, value: int, key: int, overlapped: Any) -> int:
         """PostQueuedCompletionStatus."""

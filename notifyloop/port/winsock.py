@@ -20,7 +20,7 @@ import socket  # noqa: F401  (starts Winsock)
 from typing import TYPE_CHECKING
 
 from notifyloop.port.abi import REGISTRATION
-from notifyloop.port.iocp import NULL, Port, describe, ffi, kernel32, library, milliseconds, system_handle
+from notifyloop.port.iocp import NULL, Port, describe, ffi, kernel32, library, milliseconds, pairs, system_handle
 
 if TYPE_CHECKING:
     from typing import Any
@@ -46,6 +46,7 @@ ProcessSocketNotifications: Any = find_call()
 
 ENABLE: int = kernel32.SOCK_NOTIFY_OP_ENABLE
 REMOVE: int = kernel32.SOCK_NOTIFY_OP_REMOVE
+ONESHOT: int = kernel32.SOCK_NOTIFY_TRIGGER_ONESHOT
 ERROR_SUCCESS = 0
 ERROR_INVALID_HANDLE = 6
 WAIT_TIMEOUT = 258
@@ -72,19 +73,33 @@ class Buffers:
 class WinsockPort(Port):
     """A completion port that Winsock notifies."""
 
-    __slots__ = ("keys", "unused_buffers")
+    __slots__ = ("keys", "one_shot", "unused_buffers")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
         self.keys: dict[int, int] = {}  # by socket, to tell new registrations from re-armed ones
+        self.one_shot: dict[int, bytes] = {}  # by key: the order that last enabled it
         self.unused_buffers: list[Buffers] = []
 
-    def process(self, packed: bytes, size: int, results: Any, timeout: int, room: int, entries: Any) -> int:
+    def process(
+        self,
+        packed: bytes,
+        size: int,
+        failures: Any,
+        timeout: int,
+        room: int,
+        entries: Any,
+        dequeued: Any,
+        words: Any,
+    ) -> int:
         self.inside.append(None)
         try:
             if self.closing:
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
+            if dequeued and dequeued[0]:
+                packed += self.orders_again(packed, entries, dequeued[0])
+                dequeued[0], size = 0, len(packed)
             buffers = self.unused_buffers.pop() if self.unused_buffers else Buffers()
             registrations = NULL
             if size:
@@ -92,7 +107,7 @@ class WinsockPort(Port):
                     buffers.make_room(2 * size)
                 buffers.memory[:size] = packed
                 registrations = buffers.registrations
-            count, dequeued = size // REGISTRATION.size, 0
+            count, arrived = size // REGISTRATION.size, 0
             if room:
                 entered = self.enter_wait()
                 received = buffers.received
@@ -105,9 +120,8 @@ class WinsockPort(Port):
                     self.put_back(entries, received[0])
                     raise
                 if code == ERROR_SUCCESS:
-                    dequeued = received[0]
+                    arrived = received[0]
                 self.kernel_waits += 1
-                self.notifications += dequeued
                 self.leave_wait(entered)
             else:
                 code = ProcessSocketNotifications(self.handle, count, registrations, 0, 0, NULL, NULL)
@@ -116,29 +130,39 @@ class WinsockPort(Port):
                 return -ERROR_ABANDONED_WAIT_0
             if code not in SUCCESSES:
                 return -int(code)
-            failed = self.note(buffers.memory[:size], packed, results) if size else 0
+            failed = self.note(buffers.memory[:size], failures) if size else 0
             self.unused_buffers.append(buffers)
-            return failed << 32 | dequeued
+            self.hand_out(entries, arrived, dequeued, words)
+            return failed << 32 | arrived
         finally:
             self.leave()
 
-    def note(self, orders: memoryview, packed: bytes, results: Any) -> int:
+    def orders_again(self, packed: bytes, entries: Any, count: int) -> bytes:
+        """The orders that enable again what these packets have disarmed, but for what is ordered anyway."""
+        ordered = {key for _, key, _, _, _, _ in REGISTRATION.iter_unpack(packed)}
+        keys = [key for key, _ in pairs(entries, count) if key not in ordered]
+        return b"".join([self.one_shot[key] for key in keys if key in self.one_shot])
+
+    def note(self, orders: memoryview, failures: Any) -> int:
         """Look through the results, and count; returns how many failed."""
         failed = 0
-        unchanged = orders == packed  # then none did
-        for index, (sock, key, _, operation, _, result) in enumerate(REGISTRATION.iter_unpack(orders)):
-            if not unchanged:
-                results[index] = result
+        for index, (sock, key, events, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(orders)):
             if result:
+                failures[failed] = (key, index, result)
                 failed += 1
-            elif operation == ENABLE:
+            if operation != ENABLE:
+                self.one_shot.pop(key, None)
+                if operation == REMOVE and not result:
+                    self.keys.pop(sock, None)
+            elif not result:
                 if self.keys.get(sock) == key:
                     self.re_arms += 1
                 else:
+                    self.one_shot.pop(self.keys.get(sock, 0), None)  # whose socket was closed
                     self.keys[sock] = key
                     self.registrations += 1
-            elif operation == REMOVE:
-                self.keys.pop(sock, None)
+                if trigger & ONESHOT:
+                    self.one_shot[key] = REGISTRATION.pack(sock, key, events, operation, trigger, 0)
         return failed
 
 

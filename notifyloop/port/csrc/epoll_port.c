@@ -51,7 +51,7 @@
 #define SYS_epoll_pwait2 441
 #endif
 
-enum { ABSENT, ENABLED, DISABLED };
+enum { ABSENT, ENABLED, DISABLED, SPENT }; /* SPENT: disabled by a notification, which may enable it again */
 enum { MAX_PORTS = 1 << 16, MAX_BATCH = 512, ORPHAN_REPORTS = 8 };
 
 /* No descriptor has this number, so no record's (generation, descriptor) equals it. */
@@ -246,6 +246,21 @@ static record_t *record_of(port_t *port, int descriptor) {
     return &port->records[descriptor];
 }
 
+/* Enables what is registered. */
+static int arm(port_t *port, int descriptor, record_t *record, UINT16 filter, UINT8 trigger) {
+    uint32_t events = kernel_events(port, filter, trigger);
+    /* EPOLLONESHOT more or less is no difference while it has not fired. */
+    bool armed = !((record->kernel ^ events) & ~EPOLLONESHOT) && !record->fired;
+    int error = armed ? 0 : change(port, EPOLL_CTL_MOD, descriptor, record, events);
+    if (error)
+        return error;
+    port->counters.re_arms += record->state != ENABLED;
+    record->filter = filter;
+    record->trigger = trigger;
+    record->state = ENABLED;
+    return 0;
+}
+
 static bool valid_trigger(UINT8 trigger) {
     bool level = trigger & SOCK_NOTIFY_TRIGGER_LEVEL, edge = trigger & SOCK_NOTIFY_TRIGGER_EDGE;
     bool once = trigger & SOCK_NOTIFY_TRIGGER_ONESHOT, always = trigger & SOCK_NOTIFY_TRIGGER_PERSISTENT;
@@ -259,31 +274,36 @@ static int enable(port_t *port, int descriptor, const SOCK_NOTIFY_REGISTRATION *
     record_t *record = record_of(port, descriptor);
     if (!record)
         return errno;
-    uint32_t events = kernel_events(port, registration->eventFilter, registration->triggerFlags);
+    if (record->state != ABSENT && record->key == key)
+        return arm(port, descriptor, record, registration->eventFilter, registration->triggerFlags);
 
-    if (record->state != ABSENT && record->key == key) {
-        /* EPOLLONESHOT more or less is no difference while it has not fired. */
-        bool armed = !((record->kernel ^ events) & ~EPOLLONESHOT) && !record->fired;
-        int error = armed ? 0 : change(port, EPOLL_CTL_MOD, descriptor, record, events);
-        if (error)
-            return error;
-        port->counters.re_arms += record->state == DISABLED;
-    } else {
-        /* A new registration, or one for a descriptor that was closed and reused: the kernel knows. Another key for a file that is
-         * still registered would be a change of key, which takes a REMOVE first. */
-        record_t fresh = {.key = key, .generation = ++port->generation};
-        int error = change(port, EPOLL_CTL_ADD, descriptor, &fresh, events);
-        if (error == EEXIST && record->state == ABSENT)
-            error = change(port, EPOLL_CTL_MOD, descriptor, &fresh, events);
-        if (error)
-            return error;
-        *record = fresh;
-        port->counters.registrations++;
-    }
-    record->filter = registration->eventFilter;
-    record->trigger = registration->triggerFlags;
-    record->state = ENABLED;
+    /* A new registration, or one for a descriptor that was closed and reused: the kernel knows. Another key for a file that is
+     * still registered would be a change of key, which takes a REMOVE first. */
+    uint32_t events = kernel_events(port, registration->eventFilter, registration->triggerFlags);
+    record_t fresh = {
+        .key = key,
+        .generation = ++port->generation,
+        .filter = registration->eventFilter,
+        .trigger = registration->triggerFlags,
+        .state = ENABLED,
+    };
+    int error = change(port, EPOLL_CTL_ADD, descriptor, &fresh, events);
+    if (error == EEXIST && record->state == ABSENT)
+        error = change(port, EPOLL_CTL_MOD, descriptor, &fresh, events);
+    if (error)
+        return error;
+    *record = fresh;
+    port->counters.registrations++;
     return 0;
+}
+
+/* Enables again what this packet has disarmed, unless something else was ordered since. */
+static int enable_again(port_t *port, const OVERLAPPED_ENTRY *packet) {
+    size_t descriptor = (size_t)packet->Internal - 1; /* of a packet that is no notification: none */
+    record_t *record = descriptor < port->record_count ? &port->records[descriptor] : NULL;
+    if (!record || record->state != SPENT || record->key != packet->lpCompletionKey)
+        return 0;
+    return arm(port, (int)descriptor, record, record->filter, record->trigger);
 }
 
 static int apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *registration) {
@@ -384,10 +404,10 @@ static bool deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_EN
         return false;
     }
     if (record->trigger & SOCK_NOTIFY_TRIGGER_ONESHOT)
-        record->state = DISABLED;
+        record->state = SPENT;
     else if (record->fired || (record->kernel ^ armed) & EPOLLET)
         change(port, EPOLL_CTL_MOD, (int)descriptor, record, armed);
-    *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = record->key, .dwNumberOfBytesTransferred = mask};
+    *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = record->key, .Internal = descriptor + 1, .dwNumberOfBytesTransferred = mask};
     return true;
 }
 
@@ -548,21 +568,36 @@ EXPORT DWORD ProcessSocketNotificationsNs(HANDLE handle, UINT32 registration_cou
     return result;
 }
 
-EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, DWORD *results,
-                                          int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries) {
+static UINT32 note_failure(FAILED_REGISTRATION *failures, UINT32 failed, ULONG_PTR key, UINT32 index, int error) {
+    if (error)
+        failures[failed] = (FAILED_REGISTRATION){.key = key, .index = index, .result = (DWORD)error};
+    return failed + (error != 0);
+}
+
+static int64_t word(const OVERLAPPED_ENTRY *packet) {
+    bool registered = packet->lpCompletionKey >> (8 * sizeof(ULONG_PTR) - 1);
+    return (uint32_t)packet->lpCompletionKey | (registered ? packet->dwNumberOfBytesTransferred & 0xFF : 0);
+}
+
+EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures,
+                                          int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries,
+                                          UINT32 *dequeued, int64_t *words) {
     port_t *port = enter(handle);
     if (!port)
         return -ERROR_INVALID_HANDLE;
     DWORD code = ERROR_SUCCESS;
-    UINT32 received = 0;
-    int64_t failed = 0;
+    UINT32 received = 0, failed = 0, ordered = (UINT32)(size / sizeof(SOCK_NOTIFY_REGISTRATION));
     pthread_mutex_lock(&port->lock);
     port->counters.calls++;
-    for (size_t i = 0; i < size / sizeof(SOCK_NOTIFY_REGISTRATION); i++) {
+    for (UINT32 i = 0; i < ordered; i++) {
         SOCK_NOTIFY_REGISTRATION registration;
         memcpy(&registration, packed + i * sizeof registration, sizeof registration);
-        results[i] = (DWORD)apply(port, &registration);
-        failed += results[i] != 0;
+        failed = note_failure(failures, failed, (ULONG_PTR)registration.completionKey, i, apply(port, &registration));
+    }
+    if (dequeued) {
+        for (UINT32 i = 0; i < *dequeued; i++)
+            failed = note_failure(failures, failed, entries[i].lpCompletionKey, ordered + i, enable_again(port, &entries[i]));
+        *dequeued = 0;
     }
     if (completion_count)
         code = dequeue(port, timeout_ns, completion_count, entries, &received);
@@ -570,7 +605,12 @@ EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, siz
     leave(port);
     if (code != ERROR_SUCCESS && code != WAIT_TIMEOUT && code != WAIT_IO_COMPLETION)
         return -(int64_t)code;
-    return failed << 32 | received;
+    if (dequeued)
+        *dequeued = received;
+    if (words)
+        for (UINT32 i = 0; i < received; i++)
+            words[i] = word(&entries[i]);
+    return (int64_t)failed << 32 | received;
 }
 
 EXPORT DWORD ProcessSocketNotifications(HANDLE handle, UINT32 registration_count, SOCK_NOTIFY_REGISTRATION *registrations,

@@ -107,19 +107,20 @@ static UINT8 serve(owner_t *owner, DWORD events) {
     return size ? SOCK_NOTIFY_OP_ENABLE : SOCK_NOTIFY_OP_REMOVE;
 }
 
-/* Every other thread makes the packed form of the call. */
+/* Every other thread makes the packed form of the call, which re-arms by itself. */
 static void *dequeue_all(void *number) {
     SOCK_NOTIFY_REGISTRATION changes[BATCH];
     OVERLAPPED_ENTRY entries[BATCH];
-    DWORD results[BATCH];
-    UINT32 count, change_count = 0;
+    FAILED_REGISTRATION failures[2 * BATCH];
+    int64_t words[BATCH];
+    UINT32 count = 0, change_count = 0;
     bool leaving = false;
     while (!leaving) {
         if ((uintptr_t)number % 2) {
-            int64_t value = ProcessPackedNotifications(shared, (const char *)changes, change_count * sizeof *changes, results, -1,
-                                                       BATCH, entries);
+            int64_t value = ProcessPackedNotifications(shared, (const char *)changes, change_count * sizeof *changes, failures, -1,
+                                                       BATCH, entries, &count, words);
             CHECK(value > 0 && value <= BATCH); /* and no failures in the upper half */
-            count = (UINT32)value;
+            CHECK(count == (UINT32)value);
         } else {
             CHECK(ProcessSocketNotificationsNs(shared, change_count, change_count ? changes : NULL, -1, BATCH, entries, &count) ==
                   ERROR_SUCCESS);
@@ -131,6 +132,8 @@ static void *dequeue_all(void *number) {
         for (UINT32 i = 0; i < count; i++) {
             owner_t *owner = owner_of(entries[i].lpCompletionKey);
             UINT8 operation = owner ? serve(owner, entries[i].dwNumberOfBytesTransferred) : SOCK_NOTIFY_OP_NONE;
+            if (operation == SOCK_NOTIFY_OP_ENABLE && (uintptr_t)number % 2)
+                continue; /* the next call does that unasked */
             if (operation != SOCK_NOTIFY_OP_NONE)
                 changes[change_count++] = order(owner, operation, ONESHOT);
             leaving |= entries[i].lpCompletionKey == EXIT;
