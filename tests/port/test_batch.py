@@ -183,3 +183,102 @@ def test_disable_and_remove_need_no_filter_and_no_trigger(port: CompletionPort, 
     )
     assert batch.failures == []
     assert batch.pairs(count) == [(9, Event.REMOVE)]
+
+
+class TestTurn:
+    """What an event loop does again and again: go on as before, but for what it orders."""
+
+    KEY = REGISTERED | 5 << 8
+    WORD = 5 << 8
+
+    def test_a_packet_is_one_number(self, port: CompletionPort, pair: Pair) -> None:
+        batch = port.batch()
+        port.post(7, 2**32 - 1)
+        assert batch.turn(b"", 10 * SECOND) == (7,)
+        port.post(REGISTERED - 1, 1)
+        assert batch.turn(b"", 10 * SECOND) == (2**32 - 1,)
+        pair[1].send(b"x")
+        assert batch.turn(order(pair[0], self.KEY), 10 * SECOND) == (self.WORD | Event.IN,)
+        remove = order(pair[0], self.KEY, operation=Operation.REMOVE)
+        assert batch.turn(remove, 10 * SECOND) == (self.WORD | Event.REMOVE,)
+        assert batch.turn(b"", 0) == ()
+
+    def test_what_was_reported_is_enabled_again(self, port: CompletionPort, pair: Pair) -> None:
+        batch = port.batch()
+        pair[1].send(b"x")
+        reported = batch.turn(order(pair[0], self.KEY), 10 * SECOND)
+        before = port.counters()
+        for _ in range(3):  # nobody reads it, and it is level-triggered
+            assert batch.turn(b"", 10 * SECOND) == reported
+        after = port.counters()
+        assert after.re_arms == before.re_arms + 3
+        assert after.registrations == before.registrations == 1
+        pair[0].recv(100)
+        assert batch.turn(b"", 0) == ()
+        pair[1].send(b"x")
+        assert batch.turn(b"", 10 * SECOND) == reported
+
+    def test_not_by_other_calls(self, port: CompletionPort, pair: Pair) -> None:
+        batch = port.batch()
+        pair[1].send(b"x")
+        assert batch.turn(order(pair[0], self.KEY), 10 * SECOND)
+        assert port.batch().exchange(b"", 0, 8) == 0
+        assert batch.exchange(order(pair[1], self.KEY + 256, Event.IN), 0, 0) == 0
+        assert batch.turn(b"", 10 * SECOND) == (self.WORD | Event.IN,)
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_what_is_ordered_comes_first(self, port: CompletionPort, pair: Pair, at_once: bool) -> None:
+        batch = port.batch()
+        pair[1].send(b"x")
+        batch.turn(order(pair[0], self.KEY), 10 * SECOND)
+
+        def turn(change: bytes, timeout: int) -> tuple[int, ...]:
+            if at_once:
+                batch.exchange(change, 0, 0)
+            return batch.turn(b"" if at_once else change, timeout)
+
+        more = order(pair[0], self.KEY, Event.IN | Event.OUT)
+        assert turn(more, 10 * SECOND) == (self.WORD | Event.IN | Event.OUT,)
+        assert turn(order(pair[0], self.KEY, Event.OUT), 10 * SECOND) == (self.WORD | Event.OUT,)
+        assert turn(order(pair[0], self.KEY, operation=Operation.DISABLE), 0) == ()
+        assert turn(b"", 0) == ()
+        assert turn(order(pair[0], self.KEY), 10 * SECOND) == (self.WORD | Event.IN,)
+        remove = order(pair[0], self.KEY, operation=Operation.REMOVE)
+        assert turn(remove, 10 * SECOND) == (self.WORD | Event.REMOVE,)
+        assert turn(b"", 0) == ()
+
+    def test_persistent_registrations_are_left_alone(self, port: CompletionPort, pair: Pair) -> None:
+        batch = port.batch()
+        persistent = Trigger.LEVEL | Trigger.PERSISTENT
+        pair[1].send(b"x")
+        batch.turn(
+            REGISTRATION.pack(pair[0].fileno(), self.KEY, Event.IN, Operation.ENABLE, persistent, 0), 10 * SECOND
+        )
+        batch.exchange(order(pair[0], self.KEY, operation=Operation.DISABLE), 0, 0)
+        assert batch.turn(b"", 0) == ()
+        assert port.counters().re_arms == 0
+
+    def test_a_socket_that_was_closed(self, port: CompletionPort, pair: Pair, network: Network) -> None:
+        """Whoever closes it orders that it is not enabled again; whoever gets its descriptor has a key of his own."""
+        batch = port.batch()
+        pair[1].send(b"x")
+        batch.turn(order(pair[0], self.KEY), 10 * SECOND)
+        descriptor = pair[0].fileno()
+        pair[0].close()
+        successor = network.reuse(descriptor)
+        forget = order(descriptor, self.KEY, operation=Operation.DISABLE)
+        assert batch.turn(forget + order(successor, self.KEY + 256, Event.OUT), 10 * SECOND) == (
+            self.WORD + 256 | Event.OUT,
+        )
+        assert batch.turn(b"", 10 * SECOND) == (self.WORD + 256 | Event.OUT,)
+
+    def test_many_at_once(self, port: CompletionPort, network: Network) -> None:
+        batch = port.batch(512)
+        sockets = [network.udp() for _ in range(300)]
+        keys = [REGISTERED | (index + 1) << 8 for index in range(300)]
+        orders = [order(sock, key, Event.OUT) for sock, key in zip(sockets, keys, strict=True)]
+        expected = [(index + 1) << 8 | Event.OUT for index in range(300)]
+        assert sorted(batch.turn(b"".join(orders), 10 * SECOND)) == expected
+        disable = [order(sock, key, operation=Operation.DISABLE) for sock, key in zip(sockets, keys, strict=True)]
+        assert sorted(batch.turn(b"".join(disable[:100]), 10 * SECOND)) == expected[100:]
+        assert sorted(batch.turn(b"", 10 * SECOND)) == expected[100:]
