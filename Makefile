@@ -33,10 +33,11 @@ test: $(VENV)/.installed-test,integration,bench ## run the tests and the integra
 test-windows: ## run the tests on Windows' own CPython, under wine (PARTS: some of them)
 	@integration/windows/test build/windows $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-lint ## ruff and mypy --strict
+lint: $(VENV)/.installed-lint ## ruff, and mypy --strict for Linux and for Windows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy --platform linux
+	@$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 format: $(VENV)/.installed-lint ## let ruff lay out the code
 	@$(BIN)/ruff format .

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
         `NotifyLoop`.
         """
 
-        _loop_factory = NotifyLoop
+        _loop_factory = NotifyLoop  # type: ignore[assignment, unused-ignore]  # typeshed has the Proactor's for Windows
 
 
 def install() -> None:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from asyncio import unix_events
 from asyncio.log import logger
 from typing import Any
 
 from notifyloop.children import Child
+
+assert sys.platform != "win32"
 
 __all__ = ["ChildProcess", "can_watch_children"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, TypeVarTuple
 
 from notifyloop import subprocesses
@@ -10,6 +11,8 @@ from notifyloop.sockets import SocketOperations
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Unpack
+
+assert sys.platform != "win32"
 
 __all__ = ["System"]
 

@@ -144,7 +144,8 @@ class TestScheduling:
         loop.run_forever()
         assert order == [1, 2, 3]
         if type(loop).__module__ != "uvloop":  # it counts in milliseconds, and may be early by one
-            assert loop.time() >= now + 0.01
+            early = loop._clock_resolution  # type: ignore[attr-defined]  # of asyncio's on Windows 15.6 ms, until Python 3.13
+            assert loop.time() >= now + 0.01 - early
 
     def test_many_cancelled_timers_are_forgotten(self, loop: Loop) -> None:
         class Payload:

@@ -69,13 +69,13 @@ else:
     receive, send = os.read, os.write
 
 
-if hasattr(socket.socket, "sendmsg"):
+if sys.platform != "win32":
 
     def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
         """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""
         return sock.sendmsg(islice(pieces, MOST_BUFFERS))
 
-else:  # Python has no vectored send on Windows: what is sent together is copied together
+else:  # Python has no vectored send there: what is sent together is copied together
 
     def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
         """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""

@@ -15,6 +15,7 @@ import sys
 assert sys.platform == "win32"
 
 import _overlapped  # type: ignore[import-not-found]
+import atexit
 import itertools
 import weakref
 from asyncio import base_subprocess, windows_utils
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["ChildProcess", "Exits"]
 
 EXITED = 0  # the completion key of `_overlapped.RegisterWaitWithQueue`
+
+# Of what is collected together, the handle of a process may be the first to be closed, before those who ask it for the
+# process are finalized: let it live as long as they.
+handles: weakref.WeakKeyDictionary[windows_utils.Popen[Any], Any] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def leave_to_windows() -> None:
+    """At the end of the interpreter, `handles` is collected together with the rest: let Windows close them."""
+    for handle in handles.values():
+        handle.Detach()
 
 
 class Exits:
@@ -77,9 +89,7 @@ class ChildProcess(Child, base_subprocess.BaseSubprocessTransport):
         self._proc = windows_utils.Popen(
             args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr, bufsize=bufsize, **options
         )
-        # Of what is collected together, the handle may be the first to be closed, before those who ask it for the
-        # process are finalized: let it live as long as they.
-        weakref.finalize(self._proc, int, self._proc._handle).atexit = False  # type: ignore[attr-defined, unused-ignore]
+        handles[self._proc] = self._proc._handle  # type: ignore[attr-defined, unused-ignore]
         try:
             self._loop._windows.exits.watch(self, int(self._proc._handle))  # type: ignore[attr-defined, unused-ignore]
         except OSError:  # no child that nobody watches
