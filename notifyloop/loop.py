@@ -80,13 +80,16 @@ class Turn:
     class has nearly as many.
     """
 
-    __slots__ = ("callbacks", "iterations", "sleeping", "spare", "timers", "to_flush", "waking")
+    __slots__ = ("callbacks", "iterations", "queued", "sleeping", "spare", "timers", "to_flush", "waking")
 
     def __init__(self) -> None:
         self.iterations = 0
-        self.callbacks = 0
+        self.callbacks = 0  # called from the ready queue
+        self.queued = 0  # of them, for notifications
         self.timers = 0  # made so far
-        self.spare: list[Handle] = []  # handles that have run, to be used again
+        # Handles that have run, to be used again. None where asyncio's own are to be made, which check and remember
+        # more: in debug mode, and when the loop is closed.
+        self.spare: list[Handle] | None = []
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
         self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
@@ -130,12 +133,12 @@ class NotifyLoop(Connections):
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As asyncio's."""
-        if self._debug or self._closed:
+        spare = self._turn.spare
+        if spare is None:
             checked = super().call_soon(callback, *args, context=context)
             if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
                 del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
-        spare = self._turn.spare
         try:
             handle = spare.pop() if spare else new_handle(self)
         except IndexError:  # a signal handler that came in between took the last
@@ -150,17 +153,18 @@ class NotifyLoop(Connections):
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As asyncio's: `call_soon` from any thread, or a signal handler. It ends the wait, if the loop waits."""
-        if self._debug or self._closed:
+        turn = self._turn
+        spare = turn.spare
+        if spare is None:
             checked = super().call_soon_threadsafe(callback, *args, context=context)
             if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
                 del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
             return checked
-        turn = self._turn
         if LOCKED_HANDLES:
             handle: Handle = LockedHandle(callback, args, self, context)
         else:
             try:
-                handle = turn.spare.pop() if turn.spare else new_handle(self)
+                handle = spare.pop() if spare else new_handle(self)
             except IndexError:  # another thread took the last
                 handle = new_handle(self)
             handle._callback = callback
@@ -212,6 +216,8 @@ class NotifyLoop(Connections):
         """As asyncio's."""
         # Every future and every task that is made asks. A method of a bool answers without a frame of Python.
         self.get_debug = bool(enabled).__bool__  # type: ignore[method-assign]
+        if not self._closed:
+            self._turn.spare = None if enabled else []
         super().set_debug(enabled)
 
     # ---- the turn
@@ -219,7 +225,7 @@ class NotifyLoop(Connections):
     def _run_once(self) -> None:
         """Poll and call back, turn after turn, until `stop()` was called."""
         turn, ready, selector = self._turn, self._ready, self._selector
-        by_word = selector.by_word
+        places, batch = selector.places, selector.batch
         if turn.to_flush:  # written while the loop did not run
             self._flush_writes()
         while True:
@@ -233,25 +239,26 @@ class NotifyLoop(Connections):
                 timeout = self._until_next_timer()
             else:
                 timeout = -1
-            words = selector.dequeue(timeout)
+            words = batch.turn(selector.orders() if selector.changed else None, timeout)
             turn.sleeping = False
+            if batch.failures:
+                words += selector.failed()
             if ready or self._stopping or self._debug:
                 self._queue(words)
             else:
                 # Nothing else is waiting, so these are next: call them from here. Each looks at what is wanted now,
                 # for an earlier one may have changed it.
                 remaining = iter(words)
-                handle: Any = None
+                handle: Any
                 try:
                     for word in remaining:
                         try:
-                            interest = by_word[word]
-                        except KeyError:
+                            handle = places[word].reader
+                        except IndexError:
                             self._dispatch(word)
                             continue
-                        handle = interest.data[0]
                         if handle is None:
-                            selector.unwanted(interest)
+                            selector.unwanted(places[word])
                             continue
                         try:
                             handle._run()
@@ -262,8 +269,7 @@ class NotifyLoop(Connections):
                 except BaseException:
                     self._queue(remaining)  # an interrupt must not lose what was dequeued
                     raise
-                interest = handle = None  # type: ignore[assignment]  # they must not live until the next turn
-                turn.callbacks += len(words)
+                handle = None  # it must not live until the next turn
                 if turn.to_flush:
                     self._flush_writes()
                 if self._stopping:
@@ -276,7 +282,7 @@ class NotifyLoop(Connections):
     def _run_ready(self) -> None:
         """Run what is ready, and what that makes ready, until the port is to be asked again."""
         turn, ready = self._turn, self._ready
-        popleft, spare = ready.popleft, turn.spare
+        popleft = ready.popleft
         batches = 0
         while True:
             if self._scheduled:
@@ -285,7 +291,8 @@ class NotifyLoop(Connections):
             # queue, keeps this safe against threads that append.
             count = len(ready)
             turn.callbacks += count
-            if self._debug:
+            spare = turn.spare
+            if spare is None:
                 self._run_timed(count)
             else:
                 for _ in range(count):
@@ -336,8 +343,10 @@ class NotifyLoop(Connections):
     def _dispatch(self, word: int) -> None:
         """Call back for a packet that does not only say that there is something to receive."""
         for interest, mask in self._selector.ready((word,)):
-            for event, which in ((EVENT_READ, 0), (EVENT_WRITE, 1)):
-                handle = interest.data[which]  # not before, for the reader may change it
+            for event in (EVENT_READ, EVENT_WRITE):
+                handle = (
+                    interest.reader if event == EVENT_READ else interest.writer
+                )  # which the reader may have changed
                 if mask & event and handle is not None:
                     try:
                         handle._run()
@@ -348,11 +357,11 @@ class NotifyLoop(Connections):
 
     def _queue(self, words: Iterable[int]) -> None:
         for interest, mask in self._selector.ready(words):
-            reader, writer = interest.data
-            if mask & EVENT_READ and reader is not None:
-                self._ready.append(reader)
-            if mask & EVENT_WRITE and writer is not None:
-                self._ready.append(writer)
+            self._turn.queued += 1
+            if mask & EVENT_READ and interest.reader is not None:
+                self._ready.append(interest.reader)
+            if mask & EVENT_WRITE and interest.writer is not None:
+                self._ready.append(interest.writer)
 
     def _until_next_timer(self) -> int:
         """Nanoseconds. Drops cancelled timers on the way."""
@@ -428,14 +437,12 @@ class NotifyLoop(Connections):
 
     def _watch(self, fd: int, event: int, handle: asyncio.Handle) -> asyncio.Handle:
         self._check_closed()
-        reading = event == EVENT_READ
         interest = self._selector.find(fd)
         if interest is None:
-            self._selector.watch(fd, descriptor_of(fd), event, (handle, None) if reading else (None, handle))
-            return handle
-        reader, writer = interest.data
-        self._selector.change(interest, interest.events | event, (handle, writer) if reading else (reader, handle))
-        replaced = reader if reading else writer
+            interest = self._selector.watch(fd, descriptor_of(fd), event)
+        else:
+            self._selector.change(interest, interest.events | event)
+        replaced = interest.hand_to(event, handle)
         if replaced is not None:
             replaced.cancel()
         return handle
@@ -444,13 +451,11 @@ class NotifyLoop(Connections):
         interest = None if self.is_closed() else self._selector.find(fd)
         if interest is None or not interest.events & event:
             return False
-        reader, writer = interest.data
-        (reader if event == EVENT_READ else writer).cancel()
-        data = (None, writer) if event == EVENT_READ else (reader, None)
+        interest.hand_to(event, None).cancel()
         if interest.events != event:
-            self._selector.change(interest, interest.events & ~event, data)
+            self._selector.change(interest, interest.events & ~event)
         elif interest.owner is not None:
-            self._selector.want(interest, 0, data)
+            self._selector.want(interest, 0)
         else:
             self._selector.remove(interest)
         return True
@@ -464,21 +469,16 @@ class NotifyLoop(Connections):
 
     def _want(self, interest: Interest, event: int, handle: SocketTransport | Writer | None) -> None:
         """Have the readiness of a transport's socket call back, from the next wait on, or no more."""
-        reader, writer = interest.data
-        if event == EVENT_READ:
-            data = (handle, writer)
-        else:
-            data = (reader, handle)
-            if writer is not None:
-                writer.cancel()
-        events = interest.events | event if handle is not None else interest.events & ~event
-        self._selector.want(interest, events, data)
+        replaced = interest.hand_to(event, handle)
+        if event == EVENT_WRITE and replaced is not None:
+            replaced.cancel()
+        self._selector.want(interest, interest.events | event if handle is not None else interest.events & ~event)
 
     def _forget(self, fd: int) -> None:
         """Watch a descriptor no more, because its owner is about to close it."""
         interest = None if self.is_closed() else self._selector.interests.get(fd)
         if interest is not None:
-            for handle in interest.data:
+            for handle in (interest.reader, interest.writer):
                 if isinstance(handle, Wait):
                     handle.abort()
                 elif isinstance(handle, Writer):
@@ -490,8 +490,12 @@ class NotifyLoop(Connections):
             return
         interest = self._selector.interests.get(descriptor_of(fd))  # type: ignore[arg-type]
         if interest is not None and interest.owner is A_TRANSPORT:
-            reader, writer = interest.data
-            user = reader if isinstance(reader, SocketTransport) else getattr(writer, "_transport", "that is paused")
+            reader = interest.reader
+            user = (
+                reader
+                if isinstance(reader, SocketTransport)
+                else getattr(interest.writer, "_transport", "that is paused")
+            )
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {user!s}")
 
     async def _sendfile_native(self, transp: StreamTransport, file: Any, offset: int, count: int | None) -> int:
@@ -512,6 +516,7 @@ class NotifyLoop(Connections):
         """As asyncio's. Sockets that were closed while a `sock_*` coroutine waited for them close now."""
         if not self.is_closed() and not self.is_running():
             self._release_waits()
+            self._turn.spare = None
         super().close()
 
     # ---- wake-ups
@@ -545,7 +550,7 @@ class NotifyLoop(Connections):
         counters = self._selector.port.counters()
         return Statistics(
             iterations=self._turn.iterations,
-            callbacks=self._turn.callbacks,
+            callbacks=self._turn.callbacks - self._turn.queued + counters.notifications,
             foreign_calls=counters.calls,
             waits=counters.waits,
             kernel_calls=counters.kernel_waits + counters.kernel_changes,

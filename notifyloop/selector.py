@@ -27,7 +27,6 @@ from notifyloop.port.registration import (
     Operation,
     Trigger,
     descriptor_of,
-    next_generation,
     registration_error,
 )
 
@@ -63,14 +62,23 @@ ERROR = int(Event.ERR)
 REMOVED = int(Event.REMOVE)
 WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
-# What a packet says is one small number, its word: 24 bits that tell the interest, and 8 of events. Nearly all packets
-# say that something can be received, and nothing else; so an interest is found by just that word. The words of packets
-# of other origins are their keys, and below the first.
+# What a packet says is one number, its word (see the packed form in port/abi.py). Nearly all say that there is
+# something to receive, and nothing else: then the word is the interest's place in a list. Its key has that place, and
+# how many had it before; for places are taken again, though not before everything is handled that was dequeued when
+# it was another's.
+#
+#     bit 63 (31)     to 32               to 8     to 0
+#     set             had it before       place    events, in words
+#
+# Where keys have 32 bits there is no room for the second; the provider's own care for late packets must do.
 EVENTS = 0xFF
-INTEREST = 0xFFFFFF00
+PLACE = 0xFFFFFF00 & (REGISTERED - 1)
+LAST_PLACE = PLACE >> 8
+NEXT_TENANT = 1 << 32
+OTHER_EVENTS = 1 << 32  # and more: words of interests with more to tell
+OTHER_ORIGIN = 2 << 32  # and more: words of packets from elsewhere
 INPUT = int(Event.IN)
-FIRST_WORD = 1 << 16
-WAKE_UP_WORD = WAKE_UP & 0xFFFFFFFF
+WAKE_UP_WORD = OTHER_ORIGIN | WAKE_UP & 0xFFFFFFFF
 
 OUT_OF_MEMORY = (
     errno.ENOMEM,
@@ -79,23 +87,33 @@ OUT_OF_MEMORY = (
 
 
 class Interest:
-    """What is wanted of one descriptor, and what the port was told of it.
+    """What is wanted of one descriptor, who is called, and what the port was told of it.
 
     One that has an owner rests while nothing is wanted of it. It may still be armed then, for what was wanted last:
     that costs nothing if the same is wanted soon, and one notification for nobody if not.
     """
 
-    __slots__ = ("armed", "data", "drained", "events", "fd", "fileobj", "owner", "word")
+    __slots__ = ("armed", "data", "drained", "events", "fd", "fileobj", "key", "owner", "reader", "writer")
 
-    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, data: Any, word: int) -> None:
+    def __init__(self, fileobj: int | HasFileno, fd: int, events: int, key: int, data: Any = None) -> None:
         self.fileobj = fileobj
         self.fd = fd
         self.events = events
-        self.data = data
+        self.data = data  # of who has registered it as with any selector
+        self.reader: Any = None  # the loop's handles
+        self.writer: Any = None
         self.owner: Callable[[], object] | None = None  # who tells before it closes the descriptor, as a weak reference
         self.drained = False  # of what there was to receive, as far as the owner knows
-        self.word = word  # of the packet that says there is something to receive
+        self.key = key
         self.armed = 0
+
+    def hand_to(self, event: int, handle: Any) -> Any:
+        """Have a handle, or None, called for one event. Returns what was called until now."""
+        if event == EVENT_READ:
+            replaced, self.reader = self.reader, handle
+        else:
+            replaced, self.writer = self.writer, handle
+        return replaced
 
     def arm(self) -> bytes:
         """The order that has it armed for what is wanted now."""
@@ -103,10 +121,13 @@ class Interest:
         return self.order(ENABLE if events else DISABLE, FILTERS[events])
 
     def order(self, operation: int, filter: int = 0) -> bytes:
-        return REGISTRATION.pack(self.fd, REGISTERED | self.word & INTEREST, filter, operation, LEVEL_ONESHOT, 0)
+        return REGISTRATION.pack(self.fd, self.key, filter, operation, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
+
+
+NOBODY = Interest(-1, -1, 0, REGISTERED)  # has every place that is vacant
 
 
 class _InterestMap(Mapping["int | HasFileno", SelectorKey]):
@@ -140,14 +161,15 @@ class NotificationSelector(BaseSelector):
         self.port = CompletionPort()
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
-        self.by_word: dict[int, Interest] = {}
+        self.places: list[Interest] = []
+        self._vacant: list[int] = []  # the keys for the next who have these places
+        self._vacated: list[int] = []  # likewise, after the next wait
         self.changed: list[Interest] = []  # may have to be armed otherwise; the next wait sees to it
-        # What to call with the packets of other origins, by their completion key, which is below FIRST_WORD: with the
-        # address of the overlapped operation and the number posted or transferred. Called in the midst of a turn, so it
-        # takes note of what came, raises nothing and calls nobody.
+        # What to call with the packets of other origins, by their completion key: with the address of the overlapped
+        # operation and the number posted or transferred. Called in the midst of a turn, so it takes note of what came,
+        # raises nothing and calls nobody.
         self.foreign: dict[int, Callable[[int, int], object]] = {}
-        self._unread = 0  # packets dequeued last, while those of other origins among them were not handed on
-        self._batch = self.port.batch()
+        self.batch = self.port.batch()
         self._map: _InterestMap | None = _InterestMap(self)
 
     def find(self, fileobj: int | HasFileno) -> Interest | None:
@@ -176,23 +198,33 @@ class NotificationSelector(BaseSelector):
             raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
         return self.watch(fileobj, fd, events, data).selector_key()
 
-    def watch(self, fileobj: int | HasFileno, fd: int, events: int, data: Any) -> Interest:
+    def watch(self, fileobj: int | HasFileno, fd: int, events: int, data: Any = None) -> Interest:
         """Register a descriptor that nobody watches. Raises OSError, ValueError if the selector is closed."""
         resting = self.interests.get(fd)
         if resting is not None:
             self.remove(resting)
-        interest = Interest(fileobj, fd, events, data, self._unused_word())
-        self._apply(interest.arm())
-        self.interests[fd] = interest
-        self.by_word[interest.word] = interest
+        interest = Interest(fileobj, fd, events, self._vacant_place(), data)
+        try:
+            self._apply(interest.arm())
+        except BaseException:
+            self._vacant.append(interest.key)
+            raise
+        self.interests[fd] = self.places[(interest.key & PLACE) >> 8] = interest
         return interest
 
-    def _unused_word(self) -> int:
-        """They come again after sixteen million registrations, when one may still be in use."""
-        while True:
-            word = next_generation() << 8 & INTEREST | INPUT
-            if word >= FIRST_WORD and word not in self.by_word:
-                return word
+    def _vacant_place(self) -> int:
+        """The key for who takes it."""
+        if self._vacant:
+            return self._vacant.pop()
+        place = len(self.places)
+        if place > LAST_PLACE:
+            raise OSError(errno.EMFILE, f"cannot watch more than {place} descriptors")
+        self.places.append(NOBODY)
+        return REGISTERED | place << 8
+
+    def _vacate(self, interest: Interest) -> None:
+        self.places[(interest.key & PLACE) >> 8] = NOBODY
+        self._vacated.append((interest.key + NEXT_TENANT) & (REGISTERED - 1) | REGISTERED)
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -215,16 +247,15 @@ class NotificationSelector(BaseSelector):
             self.remove(interest)
             interest = None
         if interest is None:
-            interest = self.interests[fd] = Interest(fd, fd, 0, (None, None), self._unused_word())
-            self.by_word[interest.word] = interest
+            interest = Interest(fd, fd, 0, self._vacant_place())
+            self.interests[fd] = self.places[(interest.key & PLACE) >> 8] = interest
         interest.owner = owner
         return interest
 
-    def want(self, interest: Interest, events: int, data: Any) -> None:
+    def want(self, interest: Interest, events: int) -> None:
         """Change what is wanted of a descriptor with an owner, nothing included. It is ordered with the next wait; if
         it cannot be, the interest is called ready, so that the owner meets the error.
         """
-        interest.data = data
         interest.events = events
         if events != interest.armed:
             self.changed.append(interest)
@@ -234,15 +265,18 @@ class NotificationSelector(BaseSelector):
         self.forget(interest)
         interest.armed = 0
         # Fails only if the descriptor was closed: then it is gone already.
-        self._batch.exchange(interest.order(REMOVE), 0, 0)
+        self.batch.exchange(interest.order(REMOVE), 0, 0)
+        self.batch.failures = []
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration whose descriptor is about to be closed. That removes it; what is left to order is
         that it is not armed again.
         """
         del self.interests[interest.fd]
-        del self.by_word[interest.word]
-        self.want(interest, 0, (None, None))
+        self._vacate(interest)
+        interest.reader = interest.writer = None
+        interest.events = 0
+        self.changed.append(interest)
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
         """As `selectors.BaseSelector.modify`; a change of data alone stays in Python. Raises as `register`,
@@ -253,14 +287,15 @@ class NotificationSelector(BaseSelector):
             raise KeyError(f"{fileobj!r} is not registered")
         if events != interest.events and (not events or events & ~(EVENT_READ | EVENT_WRITE)):
             raise ValueError(f"Invalid events: {events!r}")
-        self.change(interest, events, data)
+        self.change(interest, events)
+        interest.data = data
         return interest.selector_key()
 
-    def change(self, interest: Interest, events: int, data: Any) -> None:
+    def change(self, interest: Interest, events: int) -> None:
         """Change what is wanted. More is ordered at once, and raises OSError if it cannot be; less is left
         to the next wait.
         """
-        self.want(interest, events, data)
+        self.want(interest, events)
         if events & ~interest.armed:
             try:
                 self._apply(interest.arm())
@@ -269,8 +304,9 @@ class NotificationSelector(BaseSelector):
                 raise
 
     def _apply(self, order: bytes) -> None:
-        self._batch.exchange(order, 0, 0)
-        for _, _, result in self._batch.failures:
+        self.batch.exchange(order, 0, 0)
+        failures, self.batch.failures = self.batch.failures, []
+        for _, _, result in failures:
             fd, _, _, operation, _, _ = REGISTRATION.unpack(order)
             raise registration_error(result, fd, operation)
 
@@ -280,42 +316,50 @@ class NotificationSelector(BaseSelector):
 
         Returns the words of the packets; `ready` says what they mean. Raises ValueError if the selector is closed.
         """
-        changed = self.changed
-        if changed:
-            orders = b"".join([interest.arm() for interest in changed if interest.events != interest.armed])
-            changed.clear()
-        else:
-            orders = b""
-        batch = self._batch
-        words = batch.turn(orders, timeout)
-        self._unread = len(words)
-        if batch.failures:
-            words += tuple(self._who_must_hear(batch.failures))
-        return words
+        words = self.batch.turn(self.orders() if self.changed else None, timeout)
+        return words + self.failed() if self.batch.failures else words
 
-    def _who_must_hear(self, failures: Iterable[tuple[int, int, int]]) -> Iterator[int]:
-        """A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
+    def orders(self) -> bytes:
+        """What `changed` tells the port with the next wait."""
+        orders = b"".join([interest.arm() for interest in self.changed if interest.events != interest.armed])
+        self.changed.clear()
+        self._vacant += self._vacated
+        self._vacated.clear()
+        return orders
+
+    def failed(self) -> tuple[int, ...]:
+        """The words for those who must hear that they cannot be armed.
+
+        A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
         short, nobody would ever hear of the socket again, and an owner waits for its own: those are called ready, to
         be armed with the next wait.
         """
+        failures, self.batch.failures = self.batch.failures, []
+        words = []
         for _, key, result in failures:
-            interest = self.by_word.get(key & INTEREST | INPUT)
-            if interest is not None and (
+            interest = self.places[(key & PLACE) >> 8]
+            if interest.key == key and (
                 registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
             ):
                 interest.armed = 0
                 self.changed.append(interest)
-                yield key & INTEREST | ERROR
+                words.append(OTHER_EVENTS | key & PLACE | ERROR)
+        return tuple(words)
 
     def ready(self, words: Iterable[int]) -> list[tuple[Interest, int]]:
         """The interests that packets report ready, and for what. The next wait arms them again."""
         ready: list[tuple[Interest, int]] = []
         for word in words:
-            interest = self.by_word.get(word & INTEREST | INPUT)
-            if interest is None:
-                self.unknown(word)
+            if word < OTHER_EVENTS:
+                interest, events = self.places[word], INPUT
+            elif word < OTHER_ORIGIN:
+                interest, events = self.places[(word & PLACE) >> 8], word & EVENTS
+                if events & REMOVED:
+                    continue
+            else:
+                self._note_origin(word)
                 continue
-            mask = READY[word & EVENTS] & interest.events
+            mask = READY[events] & interest.events
             if mask:
                 ready.append((interest, mask))
             else:
@@ -324,22 +368,20 @@ class NotificationSelector(BaseSelector):
 
     def unwanted(self, interest: Interest) -> None:
         """Take note of a packet that tells what nobody wants to know, or not soon: let it not be told again."""
-        self.want(interest, interest.events, interest.data)
+        if interest is NOBODY:
+            self.stale_notifications += 1  # it comes too late
+        else:
+            self.want(interest, interest.events)
 
-    def unknown(self, word: int) -> None:
-        """Take note of a packet that no interest has: a wake-up, a notice of removal, one that comes too late, or one
-        of another origin.
-        """
-        if word < FIRST_WORD:
-            if self._unread:
-                self._hand_on()
-        elif word != WAKE_UP_WORD and not word & REMOVED:
-            self.stale_notifications += 1
+    def _note_origin(self, word: int) -> None:
+        """Take note of a packet of another origin: a wake-up, or one that the program itself sent for."""
+        if word != WAKE_UP_WORD and self.batch.count:
+            self._hand_on()
 
     def _hand_on(self) -> None:
         """All of the last batch at once, for a pair of key and number does not tell which operation has ended."""
-        size, self._unread = self._unread * FULL_ENTRY.size, 0
-        for key, overlapped, _, value in FULL_ENTRY.iter_unpack(bytes(self._batch.entries[:size])):
+        size, self.batch.count = self.batch.count * FULL_ENTRY.size, 0
+        for key, overlapped, _, value in FULL_ENTRY.iter_unpack(bytes(self.batch.entries[:size])):
             if not key & REGISTERED and key != WAKE_UP:
                 handler = self.foreign.get(key)
                 if handler is None:
@@ -364,9 +406,11 @@ class NotificationSelector(BaseSelector):
         """Close the port. Descriptors stay open; closing twice is no error."""
         self.port.close()
         for interest in self.interests.values():
-            interest.data = (None, None)  # an owner may hold it, and it what calls the owner
+            interest.reader = interest.writer = None  # an owner may hold it, and it what calls the owner
         self.interests.clear()
-        self.by_word.clear()
+        self.places[:] = [NOBODY] * len(self.places)
+        self._vacant.clear()
+        self._vacated.clear()
         self.changed.clear()
         self._map = None
 

@@ -64,7 +64,7 @@ class Wait:
         """There is something to do. If nobody waits for that any more, let the port know."""
         future, interest = self.future, self.interest
         if future is None:
-            self.selector.want(interest, interest.events, interest.data)
+            self.selector.want(interest, interest.events)
             return
         interest.events &= ~self.event
         if not future.done():
@@ -74,7 +74,7 @@ class Wait:
         """Rest. The coroutine was told and has done what it waited for, or does not wait any longer."""
         interest = self.interest
         if interest.events & self.event and not self._cancelled:
-            self.selector.want(interest, interest.events & ~self.event, interest.data)
+            self.selector.want(interest, interest.events & ~self.event)
         self.release()
 
     def cancel(self) -> None:
@@ -127,26 +127,25 @@ class SocketOperations(SelectorEventLoop):
         if interest is None:
             self._ensure_fd_no_transport(sock)
             interest = selector.adopt(sock, weakref.ref(sock))
-        reader, writer = interest.data
-        standing = reader if event == EVENT_READ else writer
+        standing = interest.reader if event == EVENT_READ else interest.writer
         if type(standing) is Wait and standing.future is None:
             wait = standing
         else:
             wait = Wait(selector, interest, event)
-            interest.data = (wait, writer) if event == EVENT_READ else (reader, wait)
+            interest.hand_to(event, wait)
             if standing is not None:
                 standing.cancel()
         wait.begin(sock, asyncio.Future(loop=self))
         if interest.armed & event:  # since the last wait
             interest.events |= event
         else:
-            selector.want(interest, interest.events | event, interest.data)
+            selector.want(interest, interest.events | event)
         return wait
 
     def _release_waits(self) -> None:
         """The loop closes, and with it what the coroutines that still wait would have done."""
         for interest in self._selector.interests.values():
-            for handle in interest.data:
+            for handle in (interest.reader, interest.writer):
                 if isinstance(handle, Wait):
                     handle.release()
 

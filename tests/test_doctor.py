@@ -153,17 +153,23 @@ def asking_for_more(fields: list[int]) -> None:
 def hiding(event: Event) -> Callable[[pytest.MonkeyPatch], None]:
     """A port that never reports an event."""
 
-    def process(*arguments: Any) -> int:
-        count: int = provider.lib.ProcessPackedNotifications(*arguments)
+    def hide(count: int, entries: Any, words: Any) -> int:
         for index in range(max(count, 0) & batch.ONLY_COUNT):
-            entry, words = arguments[6][index], arguments[-1]
+            entry = entries[index]
             if entry.lpCompletionKey & REGISTERED:
                 entry.dwNumberOfBytesTransferred &= ~int(event)
-                if words:
-                    words[index] &= ~int(event)
+                if words is not None:
+                    key = entry.lpCompletionKey & (REGISTERED - 1) & 0xFFFFFFFF
+                    words[index] = 2**32 | key | entry.dwNumberOfBytesTransferred
         return count
 
-    return with_fault(ProcessPackedNotifications=process)
+    def process(*arguments: Any) -> int:
+        return hide(provider.lib.ProcessPackedNotifications(*arguments), arguments[6], None)
+
+    def process_call(call: Any) -> int:
+        return hide(provider.lib.ProcessPackedCall(call), call.entries, call.words)
+
+    return with_fault(ProcessPackedNotifications=process, ProcessPackedCall=process_call)
 
 
 def hiding_failures(*arguments: Any) -> int:

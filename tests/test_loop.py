@@ -81,6 +81,17 @@ class TestScheduling:
         run_turns(loop)
         assert order == ["first", "second", "third"]
 
+    def test_a_loop_that_was_stopped_beforehand_takes_one_turn(self, loop: Loop, pair: Pair) -> None:
+        if type(loop).__module__ == "uvloop":
+            pytest.skip("uvloop stops without one")
+        ran: list[str] = []
+        pair[1].send(b"x")
+        loop.add_reader(pair[0], ran.append, "reader")
+        loop.call_later(0, ran.append, "timer")
+        loop.stop()
+        loop.run_forever()
+        assert sorted(ran) == ["reader", "timer"]
+
     def test_cancelled_callbacks_do_not_run(self, loop: Loop) -> None:
         ran: list[int] = []
         loop.call_soon(ran.append, 1).cancel()
@@ -476,6 +487,42 @@ class TestReaders:
             end.close()
             peer.close()
         assert got == list(range(50))
+
+    @pytest.mark.parametrize("registered", [False, True])
+    def test_what_was_ready_for_a_socket_is_not_told_to_its_successor(self, loop: Loop, registered: bool) -> None:
+        """Both are ready in one turn. The first puts a socket with nothing to read in the other's place."""
+        called: list[str] = []
+        with contextlib.ExitStack() as open_sockets:
+
+            def open_pair() -> tuple[socket.socket, socket.socket]:
+                ours, theirs = socket.socketpair()
+                return open_sockets.enter_context(ours), open_sockets.enter_context(theirs)
+
+            def replace(itself: socket.socket, other: socket.socket) -> None:
+                called.append("first")
+                loop.call_soon(loop.stop)
+                loop.remove_reader(itself)
+                loop.remove_reader(other)
+                descriptor = other.fileno()
+                other.close()
+                successors.extend(open_pair())
+                if POSIX:
+                    assert descriptor in [sock.fileno() for sock in successors]
+                if registered:
+                    for sock in successors:
+                        loop.add_reader(sock, called.append, "successor")
+
+            successors: list[socket.socket] = []
+            (first, its_peer), (second, whose_peer) = open_pair(), open_pair()
+            its_peer.send(b"x")
+            whose_peer.send(b"x")
+            loop.add_reader(first, replace, first, second)
+            loop.add_reader(second, replace, second, first)
+            loop.run_forever()
+            run_turns(loop)
+            assert called == ["first"]
+            for sock in successors:
+                loop.remove_reader(sock)
 
 
 class TestFairness:

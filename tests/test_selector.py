@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop import NotificationSelector
-from notifyloop.port.registration import REGISTERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     Pair = tuple[socket.socket, socket.socket]
+
+
+SECOND = 1_000_000_000  # ns
 
 
 @pytest.fixture(params=[selectors.DefaultSelector, NotificationSelector], ids=["standard", "notifyloop"])
@@ -356,17 +358,43 @@ class TestOurs:
         assert pair[0].fileno() in ready
         assert ours.stale_notifications == 1  # nobody wants the key 6
 
-    def test_keys_whose_numbers_are_in_use_or_anothers_are_not_taken(
+    def test_who_comes_later_is_not_told_what_was_for_who_left(self, ours: NotificationSelector, pair: Pair) -> None:
+        """They may have the same place in the list, but not while there may be packets of who had it before."""
+        for sock in pair:
+            sock.send(b"x")
+            ours.register(sock, EVENT_READ, "left")
+        words = ours.dequeue(SECOND)
+        for sock in pair:
+            ours.unregister(sock)
+            ours.register(sock, EVENT_WRITE, "later")
+        assert (len(words), ours.ready(words)) == (2, [])
+        assert ours.stale_notifications == 2
+        assert {key.data for key, _ in ours.select(1)} == {"later"}
+
+    def test_places_are_taken_again(self, ours: NotificationSelector, pair: Pair) -> None:
+        keys = set()
+        for _ in range(100):
+            interest = ours.watch(pair[0], pair[0].fileno(), EVENT_READ, None)
+            keys.add(interest.key)
+            ours.unregister(pair[0])
+            assert ours.select(0) == []
+        assert len(keys) == 100
+        assert len(ours.places) < 5
+
+    def test_places_are_not_endless(
         self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An interest is known by 24 bits of its key: other keys, with the same bits, come after a long time."""
-        numbers = [7 << 24, (7 << 24) + 5, (7 << 24) + 255, 2**20, 2**24 + 2**20, 2**25 + 2**20 + 1]
-        keys = iter([REGISTERED | number for number in numbers])
-        monkeypatch.setattr("notifyloop.selector.next_generation", lambda: next(keys))
-        ours.register(pair[0], EVENT_READ, "first")
-        ours.register(pair[1], EVENT_READ, "second")
-        assert next(keys, None) is None
-        pair[0].send(b"x")
-        assert [key.data for key, _ in ours.select(1)] == ["second"]
-        pair[1].send(b"x")
-        assert {key.data for key, _ in ours.select(1)} == {"first", "second"}
+        monkeypatch.setattr("notifyloop.selector.LAST_PLACE", 0)
+        ours.register(pair[0], EVENT_READ)
+        with pytest.raises(OSError, match="cannot watch more than 1 descriptors") as caught:
+            ours.register(pair[1], EVENT_READ)
+        assert caught.value.errno == errno.EMFILE
+        ours.unregister(pair[0])
+        ours.select(0)
+        ours.register(pair[1], EVENT_READ)
+
+    def test_a_refused_descriptor_takes_no_place(self, ours: NotificationSelector) -> None:
+        for _ in range(100):
+            with pytest.raises(OSError, match="cannot ENABLE"):
+                ours.register(closed_descriptor(), EVENT_READ)
+        assert len(ours.places) == 1

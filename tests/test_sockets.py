@@ -300,7 +300,7 @@ def test_waiting_again_and_again_makes_and_orders_nothing(notify_loop: notifyloo
             for _ in range(10):
                 receiving = asyncio.create_task(loop.sock_recv(ours, 100))
                 await asyncio.sleep(0)
-                waits.add(id(loop._selector.interests[ours.fileno()].data[0]))
+                waits.add(id(loop._selector.interests[ours.fileno()].reader))
                 theirs.send(b"x")
                 assert await receiving == b"x"
             assert len(waits) == 1

@@ -106,11 +106,16 @@ DWORD GetLastError(void);
 # result are dear: the registrations are bytes that nobody changes; those that failed are listed apart; and what it
 # returns is the number of packets and, in the upper half, of failures, or a negative error code.
 #
-# Where `dequeued` is not NULL, it tells how many packets of the last call are still in `entries`, and is set to how
-# many are there now. Of those sockets, the one-shot registrations that the packets have disarmed are enabled again as
-# they were, each unless something else was ordered for it since, or is now: a program that goes on as before need not
-# say so. Where `words` is not NULL, each packet is there as one number: the lower 32 bits of its key, and, if the
-# highest bit of the key is set, the event mask in the lowest 8 bits, which such a key has to leave free.
+# A loop makes the same call again and again, and so keeps its arguments: PACKED_CALL. `packed` and `size` are for one
+# call only. `dequeued` tells how many packets of the last call are still in `entries`. Of those sockets, the one-shot
+# registrations that the packets have disarmed are enabled again as they were, each unless something else was ordered
+# for it since, or is now: a program that goes on as before need not say so.
+#
+# And `words` has each packet as one number. A key whose highest bit is set has a number in its bits 8 to 31 (to 30
+# where keys have 32 bits), and leaves the lowest 8 free for the event mask. What most packets say, that there is
+# something to receive and nothing else, is said by that number alone: an index, by which a program finds who is meant.
+# With other events, the word is 2**32 and those 32 bits. A key without the highest bit is told by its lower 32 bits
+# and 2**33.
 EXTENSIONS = """
 typedef struct {
     uint64_t calls;
@@ -136,6 +141,18 @@ typedef struct {
     DWORD result;
 } FAILED_REGISTRATION;
 
+typedef struct {
+    HANDLE port;
+    const char *packed;
+    size_t size;
+    FAILED_REGISTRATION *failures;
+    int64_t timeoutNs;
+    ULONG completionCount;
+    OVERLAPPED_ENTRY *entries;
+    UINT32 dequeued;
+    int64_t *words;
+} PACKED_CALL;
+
 DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
                                    int64_t timeoutNs,
@@ -145,8 +162,9 @@ DWORD ProcessSocketNotificationsNs(HANDLE port,
 int64_t ProcessPackedNotifications(HANDLE port,
                                    const char *packed, size_t size, FAILED_REGISTRATION *failures,
                                    int64_t timeoutNs,
-                                   ULONG completionCount, OVERLAPPED_ENTRY *entries,
-                                   UINT32 *dequeued, int64_t *words);
+                                   ULONG completionCount, OVERLAPPED_ENTRY *entries);
+
+int64_t ProcessPackedCall(PACKED_CALL *call);
 
 BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
 """

@@ -47,7 +47,7 @@ from notifyloop.port.iocp import (
     kernel32,
     library,
     milliseconds,
-    pairs,
+    packed_call,
     stdcall,
     system_handle,
 )
@@ -55,7 +55,9 @@ from notifyloop.port.iocp import (
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["describe", "ffi", "lib", "name", "system_handle"]
+    from notifyloop.port.iocp import PackedCall
+
+__all__ = ["describe", "ffi", "lib", "name", "packed_call", "system_handle"]
 
 name = "afd"
 
@@ -335,8 +337,7 @@ class AfdPort(Port):
         timeout: int,
         room: int,
         entries: Any,
-        dequeued: Any,
-        words: Any,
+        call: PackedCall | None = None,
     ) -> int:
         self.inside.append(None)
         try:
@@ -344,9 +345,9 @@ class AfdPort(Port):
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
             failed = self.apply(packed, failures) if size else 0
-            if dequeued and dequeued[0]:
-                failed = self.enable_again(pairs(entries, dequeued[0]), failures, failed)
-                dequeued[0] = 0
+            if call is not None and call.reported:
+                failed = self.enable_again(call.reported, failures, failed)
+                call.reported = []
             if not room:
                 return failed << 32
             entered = self.enter_wait()
@@ -354,7 +355,7 @@ class AfdPort(Port):
             self.leave_wait(entered)
             if received < 0:
                 return received
-            self.hand_out(entries, received, dequeued, words)
+            self.hand_out(entries, received, call)
             return failed << 32 | received
         finally:
             self.leave()

@@ -7,7 +7,6 @@ touches none: a batch goes in as bytes, and comes out as a view on which `struct
 
 from __future__ import annotations
 
-from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ __all__ = ["Batch", "call_error"]
 
 ffi = provider.ffi
 lib = provider.lib
-NULL = ffi.NULL
 
 ONLY_COUNT = 0xFFFFFFFF  # of what a packed call returns; above it is the number of failures
 
@@ -36,29 +34,29 @@ def call_error(code: int) -> Exception:
     return OSError(code, f"ProcessSocketNotifications failed with code {code}; nothing was changed")
 
 
-@cache
-def unpacker(count: int) -> Callable[[Any], tuple[int, ...]]:
-    """Takes so many numbers out of a buffer at once."""
-    return Struct(f"{count}q").unpack_from
+unpackers: dict[int, Callable[[Any], tuple[int, ...]]] = {}  # what takes so many numbers out of a buffer at once
 
 
 class Batch:
     """One thread's buffers for raw calls on the port with this handle.
 
-    After `exchange`, `entries[: count * ENTRY.size]` holds what was dequeued, for `ENTRY.iter_unpack` (key,
-    events) or `FULL_ENTRY.iter_unpack`, and `failures` the (index, key, result) of each registration that
-    failed.
+    After a call, `entries[: count * ENTRY.size]` holds what was dequeued, for `ENTRY.iter_unpack` (key, events) or
+    `FULL_ENTRY.iter_unpack`, and `failures` the (index, key, result) of each registration that failed. It is for who
+    called to take them from there: the next `turn` adds to them.
     """
 
     __slots__ = (
+        "_call",
         "_capacity",
-        "_dequeued",
         "_entries",
         "_failures",
         "_handle",
         "_most",
         "_process",
+        "_process_call",
+        "_timeout",
         "_words",
+        "count",
         "entries",
         "failures",
         "words",
@@ -70,15 +68,21 @@ class Batch:
         self._process = lib.ProcessPackedNotifications
         self._entries = ffi.new("OVERLAPPED_ENTRY[]", capacity)
         self.entries = memoryview(ffi.buffer(self._entries)).cast("B")
-        self._dequeued = ffi.new("UINT32 *")
         self._words = ffi.new("int64_t[]", capacity)
         self.words = memoryview(ffi.buffer(self._words))
         self.failures: list[tuple[int, int, int]] = []
+        self._process_call = lib.ProcessPackedCall
+        self._timeout = 0
+        self.count = 0  # of packets that the last turn has dequeued
+        self._call = provider.packed_call(
+            port=handle, timeoutNs=0, completionCount=capacity, entries=self._entries, words=self._words
+        )
         self._make_room(64 * REGISTRATION.size)
 
     def _make_room(self, size: int) -> None:
         self._most = 2 * size
         self._failures = ffi.new("FAILED_REGISTRATION[]", self._most // REGISTRATION.size + self._capacity)
+        self._call.failures = self._failures
 
     def exchange(self, packed: bytes, timeout: int, room: int) -> int:
         """Apply packed registrations, then dequeue up to `room` packets (0: none, do not wait); in one
@@ -96,7 +100,7 @@ class Batch:
         if size > self._most:
             self._make_room(size)
         value: int = self._process(
-            self._handle, packed, size, self._failures, timeout if room else 0, room, self._entries, NULL, NULL
+            self._handle, packed, size, self._failures, timeout if room else 0, room, self._entries
         )
         if value > ONLY_COUNT:
             self._collect_failures(value >> 32)
@@ -105,37 +109,39 @@ class Batch:
             raise call_error(-value)
         return value
 
-    def turn(self, packed: bytes, timeout: int) -> tuple[int, ...]:
+    def turn(self, packed: bytes | None, timeout: int) -> tuple[int, ...]:
         """The step that an event loop takes in every turn: `exchange` with all the room there is, which also enables
         again what the turn before has disarmed, unless `packed` orders something else for it. Returns each packet as
-        one number: the lower 32 bits of its key, with the event mask of a socket in the lowest 8.
+        one number, as abi.py says.
         """
-        if self.failures:
-            self.failures = []
-        size = len(packed)
-        if size > self._most:
-            self._make_room(size)
-        count: int = self._process(
-            self._handle,
-            packed,
-            size,
-            self._failures,
-            timeout,
-            self._capacity,
-            self._entries,
-            self._dequeued,
-            self._words,
-        )
-        if count > ONLY_COUNT:
-            self._collect_failures(count >> 32)
-            count &= ONLY_COUNT
-        elif count < 0:
-            raise call_error(-count)
-        return unpacker(count)(self.words)
+        call = self._call
+        if packed:
+            size = call.size = len(packed)
+            if size > self._most:
+                self._make_room(size)
+            call.packed = ffi.from_buffer(packed)  # whoever called has it until we return
+        if timeout != self._timeout:
+            call.timeoutNs = self._timeout = timeout
+        count = self.count = self._process_call(call)
+        try:
+            return unpackers[count](self.words)
+        except KeyError:
+            return self._unpack_rare(count)
+
+    def _unpack_rare(self, value: int) -> tuple[int, ...]:
+        """After an error, failures, or the first time so many packets."""
+        count = self.count = max(value, 0) & ONLY_COUNT
+        if value < 0:
+            raise call_error(-value)
+        if value > ONLY_COUNT:
+            self._collect_failures(value >> 32)
+        if count not in unpackers:
+            unpackers[count] = Struct(f"{count}q").unpack_from
+        return unpackers[count](self.words)
 
     def _collect_failures(self, count: int) -> None:
         memory = ffi.buffer(self._failures, count * FAILURE.size)
-        self.failures = [(index, key, result) for key, index, result in FAILURE.iter_unpack(memory)]
+        self.failures += [(index, key, result) for key, index, result in FAILURE.iter_unpack(memory)]
 
     def pairs(self, count: int) -> list[tuple[int, int]]:
         """The (key, events) of the `count` packets just dequeued."""

@@ -13,7 +13,7 @@ from notifyloop.port._epoll import ffi, lib
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["describe", "ffi", "lib", "name", "system_handle"]
+__all__ = ["describe", "ffi", "lib", "name", "packed_call", "system_handle"]
 
 name = "epoll"
 
@@ -21,6 +21,10 @@ name = "epoll"
 def describe(result: int) -> tuple[int, str]:
     """The errno of a registration's result, and what it means. Here the result is the errno."""
     return result, os.strerror(result)
+
+
+def packed_call(**arguments: Any) -> Any:
+    return ffi.new("PACKED_CALL *", arguments)
 
 
 def system_handle(port: Any) -> NoReturn:

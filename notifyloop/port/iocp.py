@@ -33,7 +33,7 @@ from notifyloop.port.abi import CONSTANTS, DECLARATIONS, ENTRY, FULL_ENTRY, WIND
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Port", "describe", "ffi", "kernel32", "library", "pairs", "stdcall", "system_handle"]
+__all__ = ["Port", "describe", "ffi", "kernel32", "library", "packed_call", "stdcall", "system_handle"]
 
 
 def stdcall(declarations: str) -> str:
@@ -47,9 +47,9 @@ windows: Any = ffi  # what it has on Windows only
 kernel32: Any = ffi.dlopen("kernel32.dll")
 NULL = ffi.NULL
 
-HALF = 0xFFFFFFFF
-EVENTS = 0xFF
 REGISTERED = 1 << (8 * calcsize("N") - 1)
+LOWER = 0xFFFFFFFF & (REGISTERED - 1)
+INPUT: int = kernel32.SOCK_NOTIFY_EVENT_IN
 
 ERROR_SUCCESS = 0
 ERROR_INVALID_HANDLE = 6
@@ -91,6 +91,48 @@ def pairs(entries: Any, count: int) -> list[tuple[int, int]]:
 def milliseconds(ns: int) -> int:
     """The timeout as Windows takes it, rounded up: a wait that ends too early is one more wait."""
     return INFINITE if ns < 0 else min(-(-ns // 1_000_000), INFINITE - 1)
+
+
+def word(key: int, events: int) -> int:
+    return (1 << 32 | key & LOWER | events & 0xFF) if key & REGISTERED else (2 << 32 | key & 0xFFFFFFFF)
+
+
+class PackedCall:
+    """PACKED_CALL, for a caller that need not know that this is not C."""
+
+    __slots__ = (
+        "completionCount",
+        "entries",
+        "failures",
+        "packed",
+        "port",
+        "reported",
+        "size",
+        "timeoutNs",
+        "words",
+    )
+
+    failures: Any
+    packed: Any
+
+    def __init__(self, port: Port, timeoutNs: int, completionCount: int, entries: Any, words: Any) -> None:  # noqa: N803 - as in C
+        self.port = port
+        self.size = 0
+        self.timeoutNs = timeoutNs
+        self.completionCount = completionCount
+        self.entries = entries
+        self.words = words
+        self.reported: list[tuple[int, int]] = []  # the packets that are still in `entries`
+
+    def process(self) -> int:
+        """ProcessPackedCall."""
+        packed, self.size = bytes(ffi.buffer(self.packed)) if self.size else b"", 0
+        return self.port.process(
+            packed, len(packed), self.failures, self.timeoutNs, self.completionCount, self.entries, self
+        )
+
+
+packed_call = PackedCall
 
 
 class Port:
@@ -162,20 +204,19 @@ class Port:
         timeout: int,
         room: int,
         entries: Any,
-        dequeued: Any,
-        words: Any,
+        call: PackedCall | None = None,
     ) -> int:
-        """ProcessPackedNotifications."""
+        """ProcessPackedNotifications, also as a part of ProcessPackedCall."""
         raise NotImplementedError
 
-    def hand_out(self, entries: Any, count: int, dequeued: Any, words: Any) -> None:
+    def hand_out(self, entries: Any, count: int, call: PackedCall | None) -> None:
         """Say what is in `entries` now."""
         self.notifications += count
-        if dequeued:
-            dequeued[0] = count
-        if words:
-            words[0:count] = [
-                key & HALF | (events & EVENTS if key & REGISTERED else 0) for key, events in pairs(entries, count)
+        if call is not None:
+            reported = call.reported = pairs(entries, count)
+            call.words[0:count] = [
+                key >> 8 & LOWER >> 8 if events == INPUT and key >= REGISTERED else word(key, events)
+                for key, events in reported
             ]
 
     def post(self, value: int, key: int, overlapped: Any) -> int:
@@ -260,5 +301,6 @@ def library(port: type[Port]) -> SimpleNamespace:
         CloseHandle=port.close,
         PostQueuedCompletionStatus=port.post,
         ProcessPackedNotifications=port.process,
+        ProcessPackedCall=PackedCall.process,
         GetPortCounters=port.counters,
     )

@@ -31,6 +31,10 @@ class Provider(Protocol):
         """The errno of a registration's result, and what it means."""
 
     @staticmethod
+    def packed_call(**arguments: Any) -> Any:
+        """The structure PACKED_CALL, to write to and to pass to `lib.ProcessPackedCall`."""
+
+    @staticmethod
     def system_handle(port: Any) -> int:
         """The operating system's handle of a port. Raises OSError where it has none."""
 

@@ -20,12 +20,26 @@ import socket  # noqa: F401  (starts Winsock)
 from typing import TYPE_CHECKING
 
 from notifyloop.port.abi import REGISTRATION
-from notifyloop.port.iocp import NULL, Port, describe, ffi, kernel32, library, milliseconds, pairs, system_handle
+from notifyloop.port.iocp import (
+    NULL,
+    REGISTERED,
+    Port,
+    describe,
+    ffi,
+    kernel32,
+    library,
+    milliseconds,
+    packed_call,
+    system_handle,
+    word,
+)
 
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["describe", "ffi", "lib", "name", "system_handle"]
+    from notifyloop.port.iocp import PackedCall
+
+__all__ = ["describe", "ffi", "lib", "name", "packed_call", "system_handle"]
 
 name = "winsock"
 
@@ -46,6 +60,7 @@ ProcessSocketNotifications: Any = find_call()
 
 ENABLE: int = kernel32.SOCK_NOTIFY_OP_ENABLE
 REMOVE: int = kernel32.SOCK_NOTIFY_OP_REMOVE
+REMOVED: int = kernel32.SOCK_NOTIFY_EVENT_REMOVE
 ONESHOT: int = kernel32.SOCK_NOTIFY_TRIGGER_ONESHOT
 ERROR_SUCCESS = 0
 ERROR_INVALID_HANDLE = 6
@@ -73,12 +88,12 @@ class Buffers:
 class WinsockPort(Port):
     """A completion port that Winsock notifies."""
 
-    __slots__ = ("keys", "one_shot", "unused_buffers")
+    __slots__ = ("enabled", "keys", "unused_buffers")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
         self.keys: dict[int, int] = {}  # by socket, to tell new registrations from re-armed ones
-        self.one_shot: dict[int, bytes] = {}  # by key: the order that last enabled it
+        self.enabled: dict[int, bytes] = {}  # by key: the order that does it again, if a notification disables it
         self.unused_buffers: list[Buffers] = []
 
     def process(
@@ -89,23 +104,24 @@ class WinsockPort(Port):
         timeout: int,
         room: int,
         entries: Any,
-        dequeued: Any,
-        words: Any,
+        call: PackedCall | None = None,
     ) -> int:
         self.inside.append(None)
         try:
             if self.closing:
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
-            if dequeued and dequeued[0]:
-                packed += self.orders_again(packed, entries, dequeued[0])
-                dequeued[0], size = 0, len(packed)
+            orders, again = packed, b""
+            if call is not None and call.reported:
+                again = self.orders_again(packed, call.reported)
+                orders, call.reported = packed + again, []
+                size = len(orders)
             buffers = self.unused_buffers.pop() if self.unused_buffers else Buffers()
             registrations = NULL
             if size:
                 if size > len(buffers.memory):
                     buffers.make_room(2 * size)
-                buffers.memory[:size] = packed
+                buffers.memory[:size] = orders
                 registrations = buffers.registrations
             count, arrived = size // REGISTRATION.size, 0
             if room:
@@ -130,40 +146,56 @@ class WinsockPort(Port):
                 return -ERROR_ABANDONED_WAIT_0
             if code not in SUCCESSES:
                 return -int(code)
-            failed = self.note(buffers.memory[:size], failures) if size else 0
+            results = bytes(buffers.memory[:size])
+            if results == orders:  # none failed, and what was enabled again is as it was
+                self.re_arms += len(again) // REGISTRATION.size
+                results = packed
+            failed = self.note(results, failures) if results else 0
             self.unused_buffers.append(buffers)
-            self.hand_out(entries, arrived, dequeued, words)
+            self.hand_out(entries, arrived, call)
             return failed << 32 | arrived
         finally:
             self.leave()
 
-    def orders_again(self, packed: bytes, entries: Any, count: int) -> bytes:
+    def orders_again(self, packed: bytes, reported: list[tuple[int, int]]) -> bytes:
         """The orders that enable again what these packets have disarmed, but for what is ordered anyway."""
-        ordered = {key for _, key, _, _, _, _ in REGISTRATION.iter_unpack(packed)}
-        keys = [key for key, _ in pairs(entries, count) if key not in ordered]
-        return b"".join([self.one_shot[key] for key in keys if key in self.one_shot])
+        keys = [key for key, _ in reported]
+        if packed:
+            ordered = {key for _, key, _, _, _, _ in REGISTRATION.iter_unpack(packed)}
+            keys = [key for key in keys if key not in ordered]
+        enabled = self.enabled
+        return b"".join([enabled[key] for key in keys if key in enabled])
 
-    def note(self, orders: memoryview, failures: Any) -> int:
-        """Look through the results, and count; returns how many failed."""
+    def note(self, results: bytes, failures: Any) -> int:
+        """Look through the results of orders, and count; returns how many failed."""
         failed = 0
-        for index, (sock, key, events, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(orders)):
+        for index, (sock, key, events, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(results)):
             if result:
                 failures[failed] = (key, index, result)
                 failed += 1
             if operation != ENABLE:
-                self.one_shot.pop(key, None)
+                self.enabled.pop(key, None)
                 if operation == REMOVE and not result:
                     self.keys.pop(sock, None)
             elif not result:
                 if self.keys.get(sock) == key:
                     self.re_arms += 1
                 else:
-                    self.one_shot.pop(self.keys.get(sock, 0), None)  # whose socket was closed
+                    self.enabled.pop(self.keys.get(sock, 0), None)  # whose socket was closed
                     self.keys[sock] = key
                     self.registrations += 1
-                if trigger & ONESHOT:
-                    self.one_shot[key] = REGISTRATION.pack(sock, key, events, operation, trigger, 0)
+                order = REGISTRATION.pack(sock, key, events, operation, trigger, 0)
+                self.enabled[key] = order if trigger & ONESHOT else b""
         return failed
+
+    def hand_out(self, entries: Any, count: int, call: PackedCall | None) -> None:
+        super().hand_out(entries, count, call)
+        if call is not None:
+            # Windows queues what happens, and so a packet may come long after its registration was disabled or its
+            # socket closed. Programs that know the owner by a number shall not take his successor for him.
+            for index, (key, events) in enumerate(call.reported):
+                if key & REGISTERED and key not in self.enabled:
+                    call.words[index] = word(key, events | REMOVED)
 
 
 lib = library(WinsockPort)

@@ -189,18 +189,19 @@ class TestTurn:
     """What an event loop does again and again: go on as before, but for what it orders."""
 
     KEY = REGISTERED | 5 << 8
-    WORD = 5 << 8
+    INPUT = 5  # its word
+    OTHER = 2**32 | 5 << 8  # with other events
 
     def test_a_packet_is_one_number(self, port: CompletionPort, pair: Pair) -> None:
         batch = port.batch()
         port.post(7, 2**32 - 1)
-        assert batch.turn(b"", 10 * SECOND) == (7,)
+        assert batch.turn(b"", 10 * SECOND) == (2**33 | 7,)
         port.post(REGISTERED - 1, 1)
-        assert batch.turn(b"", 10 * SECOND) == (2**32 - 1,)
+        assert batch.turn(b"", 10 * SECOND) == (2**33 | 2**32 - 1,)
         pair[1].send(b"x")
-        assert batch.turn(order(pair[0], self.KEY), 10 * SECOND) == (self.WORD | Event.IN,)
+        assert batch.turn(order(pair[0], self.KEY), 10 * SECOND) == (self.INPUT,)
         remove = order(pair[0], self.KEY, operation=Operation.REMOVE)
-        assert batch.turn(remove, 10 * SECOND) == (self.WORD | Event.REMOVE,)
+        assert batch.turn(remove, 10 * SECOND) == (self.OTHER | Event.REMOVE,)
         assert batch.turn(b"", 0) == ()
 
     def test_what_was_reported_is_enabled_again(self, port: CompletionPort, pair: Pair) -> None:
@@ -224,7 +225,7 @@ class TestTurn:
         assert batch.turn(order(pair[0], self.KEY), 10 * SECOND)
         assert port.batch().exchange(b"", 0, 8) == 0
         assert batch.exchange(order(pair[1], self.KEY + 256, Event.IN), 0, 0) == 0
-        assert batch.turn(b"", 10 * SECOND) == (self.WORD | Event.IN,)
+        assert batch.turn(b"", 10 * SECOND) == (self.INPUT,)
 
     @pytest.mark.parametrize("at_once", [False, True])
     def test_what_is_ordered_comes_first(self, port: CompletionPort, pair: Pair, at_once: bool) -> None:
@@ -238,13 +239,13 @@ class TestTurn:
             return batch.turn(b"" if at_once else change, timeout)
 
         more = order(pair[0], self.KEY, Event.IN | Event.OUT)
-        assert turn(more, 10 * SECOND) == (self.WORD | Event.IN | Event.OUT,)
-        assert turn(order(pair[0], self.KEY, Event.OUT), 10 * SECOND) == (self.WORD | Event.OUT,)
+        assert turn(more, 10 * SECOND) == (self.OTHER | Event.IN | Event.OUT,)
+        assert turn(order(pair[0], self.KEY, Event.OUT), 10 * SECOND) == (self.OTHER | Event.OUT,)
         assert turn(order(pair[0], self.KEY, operation=Operation.DISABLE), 0) == ()
         assert turn(b"", 0) == ()
-        assert turn(order(pair[0], self.KEY), 10 * SECOND) == (self.WORD | Event.IN,)
+        assert turn(order(pair[0], self.KEY), 10 * SECOND) == (self.INPUT,)
         remove = order(pair[0], self.KEY, operation=Operation.REMOVE)
-        assert turn(remove, 10 * SECOND) == (self.WORD | Event.REMOVE,)
+        assert turn(remove, 10 * SECOND) == (self.OTHER | Event.REMOVE,)
         assert turn(b"", 0) == ()
 
     def test_persistent_registrations_are_left_alone(self, port: CompletionPort, pair: Pair) -> None:
@@ -268,16 +269,16 @@ class TestTurn:
         successor = network.reuse(descriptor)
         forget = order(descriptor, self.KEY, operation=Operation.DISABLE)
         assert batch.turn(forget + order(successor, self.KEY + 256, Event.OUT), 10 * SECOND) == (
-            self.WORD + 256 | Event.OUT,
+            self.OTHER + 256 | Event.OUT,
         )
-        assert batch.turn(b"", 10 * SECOND) == (self.WORD + 256 | Event.OUT,)
+        assert batch.turn(b"", 10 * SECOND) == (self.OTHER + 256 | Event.OUT,)
 
     def test_many_at_once(self, port: CompletionPort, network: Network) -> None:
         batch = port.batch(512)
         sockets = [network.udp() for _ in range(300)]
         keys = [REGISTERED | (index + 1) << 8 for index in range(300)]
         orders = [order(sock, key, Event.OUT) for sock, key in zip(sockets, keys, strict=True)]
-        expected = [(index + 1) << 8 | Event.OUT for index in range(300)]
+        expected = [2**32 | (index + 1) << 8 | Event.OUT for index in range(300)]
         assert sorted(batch.turn(b"".join(orders), 10 * SECOND)) == expected
         disable = [order(sock, key, operation=Operation.DISABLE) for sock, key in zip(sockets, keys, strict=True)]
         assert sorted(batch.turn(b"".join(disable[:100]), 10 * SECOND)) == expected[100:]

@@ -54,6 +54,8 @@
 enum { ABSENT, ENABLED, DISABLED, SPENT }; /* SPENT: disabled by a notification, which may enable it again */
 enum { MAX_PORTS = 1 << 16, MAX_BATCH = 512, ORPHAN_REPORTS = 8 };
 
+#define HIGHEST_BIT ((ULONG_PTR)1 << (8 * sizeof(ULONG_PTR) - 1))
+
 /* No descriptor has this number, so no record's (generation, descriptor) equals it. */
 #define WAKE_UP UINT64_MAX
 
@@ -575,13 +577,14 @@ static UINT32 note_failure(FAILED_REGISTRATION *failures, UINT32 failed, ULONG_P
 }
 
 static int64_t word(const OVERLAPPED_ENTRY *packet) {
-    bool registered = packet->lpCompletionKey >> (8 * sizeof(ULONG_PTR) - 1);
-    return (uint32_t)packet->lpCompletionKey | (registered ? packet->dwNumberOfBytesTransferred & 0xFF : 0);
+    uint32_t key = (uint32_t)(packet->lpCompletionKey & ~HIGHEST_BIT), events = packet->dwNumberOfBytesTransferred;
+    if (!(packet->lpCompletionKey & HIGHEST_BIT))
+        return INT64_C(2) << 32 | key;
+    return events == SOCK_NOTIFY_EVENT_IN ? key >> 8 : INT64_C(1) << 32 | key | (events & 0xFF);
 }
 
-EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures,
-                                          int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries,
-                                          UINT32 *dequeued, int64_t *words) {
+static int64_t process_packed(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures, int64_t timeout_ns,
+                              ULONG completion_count, OVERLAPPED_ENTRY *entries, UINT32 *dequeued, int64_t *words) {
     port_t *port = enter(handle);
     if (!port)
         return -ERROR_INVALID_HANDLE;
@@ -611,6 +614,18 @@ EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, siz
         for (UINT32 i = 0; i < received; i++)
             words[i] = word(&entries[i]);
     return (int64_t)failed << 32 | received;
+}
+
+EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures,
+                                          int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries) {
+    return process_packed(handle, packed, size, failures, timeout_ns, completion_count, entries, NULL, NULL);
+}
+
+EXPORT int64_t ProcessPackedCall(PACKED_CALL *call) {
+    size_t size = call->size;
+    call->size = 0;
+    return process_packed(call->port, call->packed, size, call->failures, call->timeoutNs, call->completionCount, call->entries,
+                          &call->dequeued, call->words);
 }
 
 EXPORT DWORD ProcessSocketNotifications(HANDLE handle, UINT32 registration_count, SOCK_NOTIFY_REGISTRATION *registrations,

@@ -113,14 +113,17 @@ static void *dequeue_all(void *number) {
     OVERLAPPED_ENTRY entries[BATCH];
     FAILED_REGISTRATION failures[2 * BATCH];
     int64_t words[BATCH];
+    PACKED_CALL call = {.port = shared, .packed = (const char *)changes, .failures = failures, .timeoutNs = -1,
+                        .completionCount = BATCH, .entries = entries, .words = words};
     UINT32 count = 0, change_count = 0;
     bool leaving = false;
     while (!leaving) {
         if ((uintptr_t)number % 2) {
-            int64_t value = ProcessPackedNotifications(shared, (const char *)changes, change_count * sizeof *changes, failures, -1,
-                                                       BATCH, entries, &count, words);
+            call.size = change_count * sizeof *changes;
+            int64_t value = ProcessPackedCall(&call);
             CHECK(value > 0 && value <= BATCH); /* and no failures in the upper half */
-            CHECK(count == (UINT32)value);
+            count = (UINT32)value;
+            CHECK(count == call.dequeued);
         } else {
             CHECK(ProcessSocketNotificationsNs(shared, change_count, change_count ? changes : NULL, -1, BATCH, entries, &count) ==
                   ERROR_SUCCESS);
