@@ -97,6 +97,7 @@ class WinsockPort(Port):
             if self.closing:
                 return -ERROR_INVALID_HANDLE
             self.calls += 1
+            ordered = packed
             if dequeued and dequeued[0]:
                 packed += self.orders_again(packed, entries, dequeued[0])
                 dequeued[0], size = 0, len(packed)
@@ -130,23 +131,26 @@ class WinsockPort(Port):
                 return -ERROR_ABANDONED_WAIT_0
             if code not in SUCCESSES:
                 return -int(code)
-            failed = self.note(buffers.memory[:size], failures) if size else 0
+            failed = self.note(ordered, packed, buffers.memory[:size].tobytes(), failures) if size else 0
             self.unused_buffers.append(buffers)
             self.hand_out(entries, arrived, dequeued, words)
             return failed << 32 | arrived
         finally:
             self.leave()
 
-    def orders_again(self, packed: bytes, entries: Any, count: int) -> bytes:
+    def orders_again(self, ordered: bytes, entries: Any, count: int) -> bytes:
         """The orders that enable again what these packets have disarmed, but for what is ordered anyway."""
-        ordered = {key for _, key, _, _, _, _ in REGISTRATION.iter_unpack(packed)}
-        keys = [key for key, _ in pairs(entries, count) if key not in ordered]
-        return b"".join([self.one_shot[key] for key in keys if key in self.one_shot])
+        changed = {key for _, key, _, _, _, _ in REGISTRATION.iter_unpack(ordered)}
+        orders = self.one_shot
+        return b"".join([orders[key] for key, _ in pairs(entries, count) if key in orders and key not in changed])
 
-    def note(self, orders: memoryview, failures: Any) -> int:
+    def note(self, ordered: bytes, packed: bytes, results: bytes, failures: Any) -> int:
         """Look through the results, and count; returns how many failed."""
+        if results == packed:  # none, and of what was ordered again everything is known
+            self.re_arms += (len(packed) - len(ordered)) // REGISTRATION.size
+            packed = results = ordered
         failed = 0
-        for index, (sock, key, events, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(orders)):
+        for index, (sock, key, _, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(results)):
             if result:
                 failures[failed] = (key, index, result)
                 failed += 1
@@ -162,7 +166,7 @@ class WinsockPort(Port):
                     self.keys[sock] = key
                     self.registrations += 1
                 if trigger & ONESHOT:
-                    self.one_shot[key] = REGISTRATION.pack(sock, key, events, operation, trigger, 0)
+                    self.one_shot[key] = packed[index * REGISTRATION.size : (index + 1) * REGISTRATION.size]
         return failed
 
 
