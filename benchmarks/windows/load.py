@@ -1,8 +1,8 @@
 """`python -m benchmarks.windows.load --port N ...`: what keeps a server busy, in a process of its own.
 
 One message is under way on each connection: all are sent, then all echoes are taken, and the next are sent. They
-must be what was sent. Blocking sockets, because no loop is to be measured here; one thread, because two would wait
-for each other.
+must be what was sent. Both happens in an order that changes each time. Blocking sockets, because no loop is to be
+measured here; one thread, because two would wait for each other.
 
 Prints "measuring" after the warm-up and waits for a line on standard input; then prints one line of JSON, and
 waits for the end of the input before it closes the connections.
@@ -11,6 +11,7 @@ waits for the end of the input before it closes the connections.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import socket
@@ -19,9 +20,10 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 LARGEST_HEAD = 64 * 1024  # bytes, of an HTTP response
+DIFFERENT_ORDERS = 101
 
 
 def connect(port: int) -> socket.socket:
@@ -42,14 +44,27 @@ def receive(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def exchange(connections: list[socket.socket], message: bytes, answer_size: int, right: Callable[[bytes], bool]) -> int:
+def orders(connections: list[socket.socket]) -> Iterator[list[socket.socket]]:
+    """The connections again and again, each time in another order, and in the same ones in every run.
+
+    In the order of the list, a loop that happens to serve in it too would have each echo ready when it is asked for,
+    and one that serves in another would have the load wait for the first echo until all are there.
+    """
+    shuffled = random.Random(1)
+    return itertools.cycle([shuffled.sample(connections, len(connections)) for _ in range(DIFFERENT_ORDERS)])
+
+
+def exchange(
+    orders: Iterator[list[socket.socket]], message: bytes, answer_size: int, right: Callable[[bytes], bool]
+) -> int:
     """One message on each connection. Returns their number; raises OSError, and ValueError for a wrong answer."""
-    for connection in connections:
+    for connection in next(orders):
         connection.sendall(message)
-    for connection in connections:
+    answering = next(orders)
+    for connection in answering:
         if not right(receive(connection, answer_size)):
             raise ValueError("wrong bytes came back")
-    return len(connections)
+    return len(answering)
 
 
 def first_response(connection: socket.socket, request: bytes) -> int:
@@ -96,10 +111,11 @@ def main() -> None:
             return response.startswith(b"HTTP/1.1 200 ") and response.endswith(body)
 
     for connection in idle:
-        exchange([connection], message, size, right)  # then the server has it
+        exchange(itertools.repeat([connection]), message, size, right)  # then the server has it
+    busy_ones = orders(connections)
     started = time.perf_counter()
     while time.perf_counter() < started + options.warmup:
-        exchange(connections, message, size, right)
+        exchange(busy_ones, message, size, right)
 
     print("measuring", flush=True)
     sys.stdin.readline()
@@ -107,7 +123,7 @@ def main() -> None:
     before = time.process_time()
     started = now = time.perf_counter()
     while now < started + options.seconds:
-        messages += exchange(connections, message, size, right)
+        messages += exchange(busy_ones, message, size, right)
         now = time.perf_counter()
     seconds = now - started
     busy = (time.process_time() - before) / seconds

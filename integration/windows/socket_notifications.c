@@ -8,8 +8,12 @@
  * registered twice, duplicated or closed, edges (refused here), the numbers of errors, and what it costs. Where this file had to decide, it
  * does what the provider "afd" does.
  *
- * It works as that one does: an enabled registration is one poll of the socket driver in flight, on a helper handle that is associated with the
- * caller's port. Waiting takes packets from the port and turns the answers of polls into notifications.
+ * It works as that one does, by polls of the socket driver, but has fewer of them, for a conversation with wine's server costs more than all
+ * else. One poll can ask for any number of sockets, so what a call is to poll is one group, with one poll in flight. Its answer names the
+ * members that have something to report; the others, which nobody polls now, join the group of the next call. Answers set an event, for a
+ * packet would take three more conversations, and whoever waits, waits for the port and the event.
+ *
+ * The limit: a socket that is closed between an answer and the next call, while its number is given to another, is taken for that one.
  *
  *     x86_64-w64-mingw32-gcc -O2 -shared -o socket_notifications.dll socket_notifications.c -lws2_32 -lntdll
  */
@@ -55,25 +59,18 @@ enum {
 };
 
 #define IOCTL_AFD_POLL 0x00012024
-#define POLL_KEY ((ULONG_PTR)-3)                   /* nobody's generation */
-#define NONSENSE ((ULONG_PTR)0xDEADBEEF)           /* in what is reserved */
+#define NONSENSE ((ULONG_PTR)0xDEADBEEF) /* in what is reserved */
 
 typedef struct {
     LARGE_INTEGER timeout;
     ULONG number;
     ULONG exclusive;
-    HANDLE socket;
-    ULONG events;
-    NTSTATUS status;
+    struct {
+        HANDLE socket;
+        ULONG events;
+        NTSTATUS status;
+    } sockets[];
 } poll_info_t;
-
-struct registration;
-
-typedef struct poll {
-    IO_STATUS_BLOCK status;
-    poll_info_t info;
-    struct registration *owner; /* NULL: given up, the answer is nobody's */
-} poll_t;
 
 typedef struct registration {
     struct registration *next;
@@ -82,19 +79,48 @@ typedef struct registration {
     UINT16 filter;
     UINT8 trigger;
     bool enabled;
-    bool to_poll; /* persistent, and notified since */
-    poll_t *poll;
+    unsigned silent;                 /* for so many answers of its groups */
+    struct group *group;             /* that it is polled with, or will be */
+    unsigned place;                  /* in the group */
+    SOCK_NOTIFY_REGISTRATION *order; /* of the present call, until it is polled */
 } registration_t;
 
-enum { BUCKETS = 1024 };
+typedef struct {
+    SOCKET socket;
+    registration_t *registration; /* NULL: has left, and what the answer says is for nobody */
+} member_t;
+
+/* Sockets that are polled together. */
+typedef struct group {
+    IO_STATUS_BLOCK status;
+    struct group *next;
+    bool settled;
+    unsigned number, room;
+    unsigned left;        /* so many of the members are still there */
+    unsigned seen, named; /* of the members, and of those that the answer names, when it has come */
+    member_t *members;
+    poll_info_t *info;
+} group_t;
+
+enum {
+    BUCKETS = 1024,
+    /* Who has been silent for so many answers is polled apart from those that speak all the time, and are polled again each time. */
+    SETTLED = 8,
+    /* So many together, for when one speaks, all are polled again. */
+    MOST_SETTLED = 64,
+    /* More small groups than that become larger ones, for each call looks at them all. */
+    MOST_SMALL = 16,
+};
 
 typedef struct port {
     struct port *next;
     HANDLE handle; /* the caller's */
     HANDLE own;    /* a duplicate: numbers of handles come back, and only the object tells whether it is still this port */
-    HANDLE helper;
+    HANDLE helper; /* of the driver, which polls are sent to */
+    HANDLE answer; /* an event, set when a poll is answered */
     registration_t *registrations[BUCKETS]; /* by socket */
-    unsigned to_poll;                       /* how many of them */
+    group_t *unsent, *sent;
+    bool sockets_first;
     unsigned users;
 } port_t;
 
@@ -138,40 +164,85 @@ static DWORD reported(ULONG answer, UINT16 filter) {
     return events & filter;
 }
 
-static void will_poll(port_t *port, registration_t *registration, bool will) {
-    port->to_poll += will - registration->to_poll;
-    registration->to_poll = will;
+static void free_group(group_t *group) {
+    free(group->members);
+    free(group->info);
+    free(group);
 }
 
-static DWORD send_poll(port_t *port, registration_t *registration) {
-    poll_t *poll = calloc(1, sizeof *poll);
-    if (!poll)
+static bool was_answered(const group_t *group) {
+    return *(const volatile NTSTATUS *)&group->status.Status != STATUS_PENDING;
+}
+
+/* Will be polled with the next group. Returns false if there is no memory for that. */
+static bool join(port_t *port, registration_t *registration) {
+    bool settled = registration->silent >= SETTLED;
+    group_t *group = port->unsent;
+    while (group && (group->settled != settled || (settled && group->number == MOST_SETTLED)))
+        group = group->next;
+    if (!group) {
+        group = calloc(1, sizeof *group);
+        if (!group)
+            return false;
+        group->settled = settled;
+        group->next = port->unsent;
+        port->unsent = group;
+    }
+    if (group->number == group->room) {
+        unsigned room = group->room ? 2 * group->room : 4;
+        member_t *members = realloc(group->members, room * sizeof *members);
+        if (!members)
+            return false;
+        group->members = members;
+        group->room = room;
+    }
+    registration->group = group;
+    registration->place = group->number;
+    group->members[group->number++] = (member_t){registration->socket, registration};
+    group->left++;
+    return true;
+}
+
+/* The others of the group are not disturbed. */
+static void leave(port_t *port, registration_t *registration) {
+    group_t *group = registration->group;
+    if (!group)
+        return;
+    registration->group = NULL;
+    group->members[registration->place].registration = NULL;
+    if (!--group->left && group->info && !was_answered(group)) {
+        IO_STATUS_BLOCK status;
+        NtCancelIoFileEx(port->helper, &group->status, &status);
+    }
+}
+
+static DWORD send_poll(port_t *port, group_t *group) {
+    unsigned number = 0;
+    for (unsigned i = 0; i < group->number; i++)
+        if (group->members[i].registration) {
+            group->members[number] = group->members[i];
+            group->members[number].registration->place = number;
+            number++;
+        }
+    group->number = number;
+    ULONG size = offsetof(poll_info_t, sockets[number]);
+    poll_info_t *info = calloc(1, size);
+    if (!info)
         return ERROR_NOT_ENOUGH_MEMORY;
-    poll->status.Status = STATUS_PENDING;
-    poll->info.timeout.QuadPart = INT64_MAX;
-    poll->info.number = 1;
-    poll->info.socket = (HANDLE)registration->socket;
-    poll->info.events = asked_for(registration->filter);
-    poll->owner = registration;
-    registration->poll = poll;
-    will_poll(port, registration, false);
-    NTSTATUS status = NtDeviceIoControlFile(port->helper, NULL, NULL, poll, &poll->status, IOCTL_AFD_POLL, &poll->info,
-                                            sizeof poll->info, &poll->info, sizeof poll->info);
+    info->timeout.QuadPart = INT64_MAX;
+    info->number = number;
+    for (unsigned i = 0; i < number; i++) {
+        info->sockets[i].socket = (HANDLE)group->members[i].socket;
+        info->sockets[i].events = asked_for(group->members[i].registration->filter);
+    }
+    group->info = info;
+    group->status.Status = STATUS_PENDING;
+    NTSTATUS status = NtDeviceIoControlFile(port->helper, port->answer, NULL, NULL, &group->status, IOCTL_AFD_POLL, info, size, info, size);
     if (status == 0 || status == STATUS_PENDING)
         return ERROR_SUCCESS;
-    registration->poll = NULL;
-    free(poll);
-    DWORD code = RtlNtStatusToDosError(status);
-    return code == ERROR_INVALID_HANDLE ? WSAENOTSOCK : code;
-}
-
-static void give_up(port_t *port, registration_t *registration) {
-    IO_STATUS_BLOCK status;
-    if (registration->poll) {
-        registration->poll->owner = NULL;
-        NtCancelIoFileEx(port->helper, &registration->poll->status, &status);
-        registration->poll = NULL;
-    }
+    group->info = NULL;
+    free(info);
+    return RtlNtStatusToDosError(status);
 }
 
 /* ---- registrations ---------------------------------------------------------------------------------------------------------------- */
@@ -188,8 +259,7 @@ static registration_t **find(port_t *port, SOCKET socket) {
 }
 
 static void forget(port_t *port, registration_t *registration) {
-    give_up(port, registration);
-    will_poll(port, registration, false);
+    leave(port, registration);
     *find(port, registration->socket) = registration->next;
     free(registration);
 }
@@ -199,7 +269,7 @@ static bool is_socket(SOCKET socket) {
     return getsockopt(socket, SOL_SOCKET, SO_TYPE, (char *)&type, &size) == 0;
 }
 
-static DWORD enable(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
+static DWORD enable(port_t *port, SOCK_NOTIFY_REGISTRATION *order) {
     bool once = order->triggerFlags & ONESHOT, always = order->triggerFlags & PERSISTENT;
     bool level = order->triggerFlags & LEVEL, edge = order->triggerFlags & EDGE;
     if (once == always || level == edge || order->triggerFlags & ~(ONESHOT | PERSISTENT | LEVEL | EDGE) ||
@@ -222,17 +292,15 @@ static DWORD enable(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
         registration->next = *bucket;
         *bucket = registration;
     }
-    give_up(port, registration);
+    leave(port, registration); /* whose answer may be older than this order */
     registration->filter = order->eventFilter;
     registration->trigger = order->triggerFlags;
-    DWORD code = send_poll(port, registration);
-    registration->enabled = code == ERROR_SUCCESS;
-    if (code == WSAENOTSOCK)
-        forget(port, registration);
-    return code;
+    registration->order = order;
+    registration->enabled = join(port, registration);
+    return registration->enabled ? ERROR_SUCCESS : ERROR_NOT_ENOUGH_MEMORY;
 }
 
-static DWORD apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
+static DWORD apply(port_t *port, SOCK_NOTIFY_REGISTRATION *order) {
     if (order->operation == OP_NONE)
         return ERROR_SUCCESS;
     if (order->operation == OP_ENABLE)
@@ -256,22 +324,71 @@ static DWORD apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
     return ERROR_SUCCESS;
 }
 
-/* ---- notifications ---------------------------------------------------------------------------------------------------------------- */
-
-static void poll_again(port_t *port, registration_t *registration) {
-    if (send_poll(port, registration))
-        forget(port, registration);
+/* It cannot be polled: it is gone, and if it was ordered just now, the order has failed. */
+static void refuse(port_t *port, registration_t *registration, DWORD code) {
+    if (registration->order)
+        registration->order->registrationResult = code;
+    forget(port, registration);
 }
 
-/* Turns the answer of a poll into a notification. Returns whether it is one. */
-static bool answered(port_t *port, OVERLAPPED_ENTRY *entry) {
-    poll_t *poll = (poll_t *)entry->lpOverlapped;
-    registration_t *registration = poll->owner;
-    ULONG answer = poll->status.Status == 0 && poll->info.number ? poll->info.events : 0;
-    free(poll);
-    if (!registration)
-        return false;
-    registration->poll = NULL;
+/* Polls a group, without those who prevent it: the driver refuses all if one is no socket any more. */
+static void send_group(port_t *port, group_t *group) {
+    DWORD code;
+    while (group->left && (code = send_poll(port, group)) != ERROR_SUCCESS) {
+        unsigned left = group->left;
+        for (unsigned i = 0; i < group->number; i++)
+            if (!is_socket(group->members[i].socket))
+                refuse(port, group->members[i].registration, WSAENOTSOCK);
+        if (group->left == left)
+            for (unsigned i = 0; i < group->number; i++)
+                refuse(port, group->members[i].registration, code);
+    }
+    if (!group->left) {
+        free_group(group);
+        return;
+    }
+    for (unsigned i = 0; i < group->number; i++)
+        group->members[i].registration->order = NULL;
+    group->next = NULL;
+    group_t **place = &port->sent;
+    while (*place)
+        place = &(*place)->next;
+    *place = group; /* last, so that no answer has to wait for later ones */
+}
+
+static void unite_small_groups(port_t *port) {
+    unsigned small = 0;
+    for (group_t *group = port->sent; group; group = group->next)
+        small += group->left && group->left < MOST_SETTLED;
+    if (small <= MOST_SMALL)
+        return;
+    for (group_t *group = port->sent; group; group = group->next)
+        if (group->left && group->left < MOST_SETTLED && !was_answered(group))
+            for (unsigned i = 0; i < group->number; i++) {
+                registration_t *registration = group->members[i].registration;
+                if (registration) {
+                    leave(port, registration);
+                    registration->silent = SETTLED;
+                    if (registration->enabled && !join(port, registration))
+                        forget(port, registration);
+                }
+            }
+}
+
+static void send_polls(port_t *port) {
+    if (port->unsent)
+        unite_small_groups(port);
+    for (group_t *group; (group = port->unsent);) {
+        port->unsent = group->next;
+        send_group(port, group);
+    }
+}
+
+/* ---- notifications ---------------------------------------------------------------------------------------------------------------- */
+
+/* Turns what was answered of a member into a notification. Returns whether it is one. */
+static bool notified(port_t *port, registration_t *registration, ULONG answer, OVERLAPPED_ENTRY *entry) {
+    registration->group = NULL;
     if (answer & AFD_POLL_LOCAL_CLOSE) { /* closing deregisters, without a notice */
         forget(port, registration);
         return false;
@@ -279,50 +396,79 @@ static bool answered(port_t *port, OVERLAPPED_ENTRY *entry) {
     if (!registration->enabled)
         return false;
     DWORD events = reported(answer, registration->filter);
-    if (!events) {
-        poll_again(port, registration);
-        return false;
+    if (events) {
+        *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = (ULONG_PTR)registration->key,
+                                    .lpOverlapped = (OVERLAPPED *)NONSENSE,
+                                    .Internal = NONSENSE,
+                                    .dwNumberOfBytesTransferred = events};
+        registration->enabled = !(registration->trigger & ONESHOT);
     }
-    *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = (ULONG_PTR)registration->key,
-                                .lpOverlapped = (OVERLAPPED *)NONSENSE,
-                                .Internal = NONSENSE,
-                                .dwNumberOfBytesTransferred = events};
-    if (registration->trigger & ONESHOT)
-        registration->enabled = false;
-    else if (port->users > 1)
-        poll_again(port, registration);
-    else
-        will_poll(port, registration, true);
-    return true;
+    registration->silent = events ? 0 : registration->silent + 1;
+    if (registration->enabled && !join(port, registration))
+        forget(port, registration);
+    return events;
 }
 
-static void poll_persistent(port_t *port) {
-    for (unsigned bucket = 0; port->to_poll && bucket < BUCKETS; bucket++)
-        for (registration_t *registration = port->registrations[bucket], *next; registration; registration = next) {
-            next = registration->next;
-            if (registration->to_poll && registration->enabled && !registration->poll)
-                poll_again(port, registration);
-            else
-                will_poll(port, registration, false);
+static bool any_answered(const port_t *port) {
+    for (const group_t *group = port->sent; group; group = group->next)
+        if (was_answered(group))
+            return true;
+    return false;
+}
+
+/* Takes notifications from the answers. Returns how many. */
+static ULONG take(port_t *port, ULONG room, OVERLAPPED_ENTRY *entries) {
+    ULONG taken = 0;
+    for (group_t **place = &port->sent, *group; taken < room && (group = *place);) {
+        if (!was_answered(group)) {
+            place = &group->next;
+            continue;
         }
+        /* It is cancelled when the thread ends that has sent it: then it names nobody. */
+        ULONG names = group->status.Status == 0 ? group->info->number : 0;
+        for (; group->seen < group->number && taken < room; group->seen++) {
+            member_t *member = &group->members[group->seen];
+            ULONG answer = 0;
+            if (group->named < names && group->info->sockets[group->named].socket == (HANDLE)member->socket)
+                answer = group->info->sockets[group->named++].events;
+            if (member->registration)
+                taken += notified(port, member->registration, answer, &entries[taken]);
+        }
+        if (group->seen == group->number) {
+            *place = group->next;
+            free_group(group);
+        }
+    }
+    return taken;
 }
 
 static DWORD dequeue(port_t *port, UINT32 timeout, ULONG room, OVERLAPPED_ENTRY *entries, UINT32 *received) {
     ULONGLONG deadline = GetTickCount64() + timeout;
+    HANDLE handles[] = {port->own, port->answer};
     for (;;) {
-        ULONG found = 0;
         EnterCriticalSection(&lock);
-        poll_persistent(port);
+        send_polls(port);
+        bool answered = any_answered(port);
+        port->sockets_first = answered && !port->sockets_first; /* in turns, where there is room for one kind only */
+        ULONG found = port->sockets_first ? take(port, room, entries) : 0, packets = 0;
         LeaveCriticalSection(&lock);
-        if (!GetQueuedCompletionStatusEx(port->handle, entries, room, &found, timeout, FALSE))
+        DWORD which = WaitForMultipleObjects(2, handles, FALSE, answered ? 0 : timeout);
+        if (which == WAIT_FAILED)
             return GetLastError();
+        if (which == WAIT_OBJECT_0 && found < room) {
+            if (GetQueuedCompletionStatusEx(port->own, entries + found, room - found, &packets, 0, FALSE))
+                found += packets;
+            else if (GetLastError() != WAIT_TIMEOUT) /* or another thread was faster */
+                return GetLastError();
+        }
         EnterCriticalSection(&lock);
-        for (ULONG i = 0; i < found; i++)
-            if (entries[i].lpCompletionKey != POLL_KEY || answered(port, &entries[i]))
-                entries[(*received)++] = entries[i];
+        found += take(port, room - found, entries + found);
         LeaveCriticalSection(&lock);
-        if (*received)
+        *received = found;
+        if (found)
             return ERROR_SUCCESS;
+        if (which == WAIT_TIMEOUT && !answered)
+            return WAIT_TIMEOUT;
         if (timeout && timeout != INFINITE) {
             ULONGLONG now = GetTickCount64();
             timeout = now < deadline ? (UINT32)(deadline - now) : 0;
@@ -339,18 +485,26 @@ static void discard(port_t **place) {
     for (unsigned bucket = 0; bucket < BUCKETS; bucket++)
         for (registration_t *registration = port->registrations[bucket], *next; registration; registration = next) {
             next = registration->next;
-            free(registration); /* its poll is the kernel's until it is answered: nobody looks any more, so it is left to it */
+            free(registration);
         }
+    /* Groups are left to the kernel, which writes to them until they are answered; nobody looks any more. */
     NtCancelIoFileEx(port->helper, NULL, &status);
     CloseHandle(port->helper);
+    CloseHandle(port->answer);
     CloseHandle(port->own);
     free(port);
 }
 
-static port_t *port_of(HANDLE handle) {
+/* Whether this port has what is ordered of this socket. Keys come once, so a later port with the same number has not. */
+static bool has(port_t *port, const SOCK_NOTIFY_REGISTRATION *order) {
+    const registration_t *registration = *find(port, order->socket);
+    return registration && registration->key == order->completionKey;
+}
+
+static port_t *port_of(HANDLE handle, UINT32 order_count, const SOCK_NOTIFY_REGISTRATION *orders) {
     for (port_t **place = &ports; *place; place = &(*place)->next)
         if ((*place)->handle == handle) {
-            if (NtCompareObjects((*place)->own, handle) == 0)
+            if ((order_count && has(*place, orders)) || NtCompareObjects((*place)->own, handle) == 0)
                 return *place;
             discard(place); /* was closed, and the number is another's */
             break;
@@ -366,7 +520,8 @@ static port_t *port_of(HANDLE handle) {
     if (DuplicateHandle(GetCurrentProcess(), handle, GetCurrentProcess(), &port->own, 0, FALSE, DUPLICATE_SAME_ACCESS)) {
         if (NtCreateFile(&port->helper, SYNCHRONIZE, &attributes, &status, NULL, 0, FILE_SHARE_READ | FILE_SHARE_WRITE,
                          FILE_OPEN, 0, NULL, 0) == 0) {
-            if (CreateIoCompletionPort(port->helper, port->own, POLL_KEY, 0)) {
+            port->answer = CreateEventW(NULL, FALSE, FALSE, NULL);
+            if (port->answer) {
                 port->handle = handle;
                 port->next = ports;
                 return ports = port;
@@ -386,7 +541,7 @@ __declspec(dllexport) DWORD WINAPI ProcessSocketNotifications(HANDLE handle, UIN
         (!room && !registration_count))
         return ERROR_INVALID_PARAMETER;
     EnterCriticalSection(&lock);
-    port_t *port = port_of(handle);
+    port_t *port = port_of(handle, registration_count, registrations);
     if (!port) {
         LeaveCriticalSection(&lock);
         return ERROR_INVALID_HANDLE;
@@ -394,6 +549,7 @@ __declspec(dllexport) DWORD WINAPI ProcessSocketNotifications(HANDLE handle, UIN
     port->users++;
     for (UINT32 i = 0; i < registration_count; i++)
         registrations[i].registrationResult = apply(port, &registrations[i]);
+    send_polls(port);
     LeaveCriticalSection(&lock);
     DWORD code = ERROR_SUCCESS;
     if (room) {
@@ -401,7 +557,11 @@ __declspec(dllexport) DWORD WINAPI ProcessSocketNotifications(HANDLE handle, UIN
         code = dequeue(port, timeout, room, entries, received);
     }
     EnterCriticalSection(&lock);
-    port->users--;
+    if (--port->users) { /* others may be waiting already */
+        send_polls(port);
+        if (any_answered(port))
+            SetEvent(port->answer);
+    }
     LeaveCriticalSection(&lock);
     return code;
 }

@@ -169,7 +169,7 @@ class WinsockPort(Port):
     def note(self, results: bytes, failures: Any) -> int:
         """Look through the results of orders, and count; returns how many failed."""
         failed = 0
-        for index, (sock, key, events, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(results)):
+        for index, (sock, key, _, operation, trigger, result) in enumerate(REGISTRATION.iter_unpack(results)):
             if result:
                 failures[failed] = (key, index, result)
                 failed += 1
@@ -184,8 +184,8 @@ class WinsockPort(Port):
                     self.enabled.pop(self.keys.get(sock, 0), None)  # whose socket was closed
                     self.keys[sock] = key
                     self.registrations += 1
-                order = REGISTRATION.pack(sock, key, events, operation, trigger, 0)
-                self.enabled[key] = order if trigger & ONESHOT else b""
+                here = index * REGISTRATION.size
+                self.enabled[key] = results[here : here + REGISTRATION.size] if trigger & ONESHOT else b""
         return failed
 
     def hand_out(self, entries: Any, count: int, call: PackedCall | None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -508,3 +509,179 @@ class TestP12Results:
     def test_nothing_but_failures_does_not_shorten_the_wait(self, port: CompletionPort) -> None:
         port.post(1)
         assert len(port.process([Registration(1_000_000)], timeout=10)) == 1
+
+
+class TestSocketsEnabledTogether:
+    """A provider may ask for several sockets at once; what becomes of one is nothing to the others."""
+
+    @pytest.fixture
+    def pairs(self, network: Network) -> list[Pair]:
+        return [network.pair() for _ in range(4)]
+
+    @pytest.fixture(params=[ONESHOT, PERSISTENT])
+    def together(self, port: CompletionPort, pairs: list[Pair], request: pytest.FixtureRequest) -> list[Registration]:
+        """Enabled in one call, and waited for."""
+        together = [Registration(ours, index, trigger=request.param) for index, (ours, _) in enumerate(pairs)]
+        assert port.process(together, timeout=0.001) == []
+        return together
+
+    @staticmethod
+    def send(network: Network, pair: Pair) -> None:
+        pair[1].send(b"x")
+        network.until_readable(pair[0])
+
+    @staticmethod
+    def reported(port: CompletionPort, *changes: Registration) -> list[object]:
+        """The keys of those who are ready, and stay so."""
+        return sorted(notification.key for notification in port.process(changes, timeout=10))
+
+    def test_the_others_are_still_enabled(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        for index in (2, 0, 3, 1):
+            self.send(network, pairs[index])
+            assert self.reported(port) == [index]
+            pairs[index][0].recv(1)
+        assert port.process() == []
+
+    def test_two_are_ready_in_every_turn(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        for _ in range(30):
+            for index in (1, 2):
+                self.send(network, pairs[index])
+            found: set[object] = set()
+            while found != {1, 2}:
+                found.update(self.reported(port))
+            for index in (1, 2):
+                pairs[index][0].recv(1)
+            assert port.process([together[1], together[2]]) == []
+        self.send(network, pairs[0])
+        assert self.reported(port) == [0]
+
+    def test_all_are_reported_however_little_room_there_is(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        for pair in pairs:
+            self.send(network, pair)
+        found = [notification.key for _ in range(20) for notification in port.process(max_notifications=1)]
+        assert set(found) == {0, 1, 2, 3}
+
+    def test_one_is_removed(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        port.remove(together[1])
+        assert [(notification.key, notification.events) for notification in port.process(timeout=10)] == [
+            (1, Event.REMOVE)
+        ]
+        self.send(network, pairs[1])
+        assert port.process() == []
+        self.send(network, pairs[2])
+        assert self.reported(port) == [2]
+
+    def test_one_is_removed_when_it_has_something_to_report(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        for index in (0, 1, 2):
+            self.send(network, pairs[index])
+        [first] = port.process(timeout=10, max_notifications=1)
+        other, third = (registration for registration in together[:3] if registration is not first.registration)
+        port.remove(other)
+        found = {}
+        while not found.get(other.key, Event.NONE) & Event.REMOVE or third.key not in found:
+            for notification in port.process(timeout=10):
+                assert not found.get(notification.key, Event.NONE) & Event.REMOVE
+                found[notification.key] = notification.events
+        assert found[third.key] == Event.IN
+
+    def test_one_is_enabled_with_another_filter(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        together[1].events = Event.OUT
+        together[1].trigger = ONESHOT
+        assert self.reported(port, together[1]) == [1]
+        self.send(network, pairs[1])
+        assert port.process() == []
+        self.send(network, pairs[3])
+        assert self.reported(port) == [3]
+
+    def test_one_is_disabled(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        port.disable(together[0])
+        self.send(network, pairs[0])
+        assert port.process() == []
+        self.send(network, pairs[1])
+        assert self.reported(port) == [1]
+        pairs[1][0].recv(1)
+        port.enable(together[0])
+        assert self.reported(port) == [0]
+
+    @pytest.mark.parametrize("ready", [False, True])
+    def test_one_is_closed(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration], ready: bool
+    ) -> None:
+        if ready:
+            self.send(network, pairs[0])
+        pairs[0][0].close()
+        network.until_readable(pairs[0][1])
+        for notification in port.process():  # one that was on its way
+            assert notification.key == 0
+        assert port.process() == []
+        self.send(network, pairs[1])
+        assert self.reported(port) == [1]
+
+    def test_one_is_closed_and_its_descriptor_used_again(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        descriptor = pairs[0][0].fileno()
+        pairs[0][0].close()
+        successor = Registration(network.reuse(descriptor), "successor", Event.OUT)
+        assert self.reported(port, successor) == ["successor"]
+        self.send(network, pairs[1])
+        assert self.reported(port) == [1]
+
+    def test_one_is_in_error(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        network.reset(pairs[2][1])
+        [notification] = port.process(timeout=10)
+        assert notification.key == 2
+        assert notification.events & Event.ERR
+        port.disable(together[2])
+        self.send(network, pairs[0])
+        assert self.reported(port) == [0]
+
+    def test_one_of_those_that_are_enabled_again_was_closed(
+        self, port: CompletionPort, network: Network, pairs: list[Pair], together: list[Registration]
+    ) -> None:
+        pairs[1][0].close()
+        self.send(network, pairs[3])
+        assert self.reported(port, *together) == [3]
+        assert [together[index].result for index in (0, 2, 3)] == [0, 0, 0]
+
+    def test_the_thread_that_enabled_them_has_ended(
+        self, port: CompletionPort, network: Network, pairs: list[Pair]
+    ) -> None:
+        together = [Registration(ours, index) for index, (ours, _) in enumerate(pairs)]
+        thread = threading.Thread(target=port.process, args=[together])
+        thread.start()
+        thread.join()
+        for index in (1, 0):
+            self.send(network, pairs[index])
+            assert self.reported(port) == [index]
+
+    def test_the_silent_are_heard_beside_one_that_is_often_ready(self, port: CompletionPort, network: Network) -> None:
+        pairs = [network.any_pair() for _ in range(100)]
+        together = [Registration(ours, index) for index, (ours, _) in enumerate(pairs)]
+        port.process(together[:50], max_notifications=0)
+        for registration in together[50:]:
+            port.enable(registration)
+        for _ in range(20):
+            self.send(network, pairs[7])
+            assert self.reported(port) == [7]
+            pairs[7][0].recv(1)
+            port.enable(together[7])
+        for index in (99, 50, 0, 98):
+            self.send(network, pairs[index])
+            assert self.reported(port) == [index]
