@@ -321,11 +321,11 @@ class NotificationSelector(BaseSelector):
 
     def orders(self) -> bytes:
         """What `changed` tells the port with the next wait."""
-        orders = b"".join([interest.arm() for interest in self.changed if interest.events != interest.armed])
-        self.changed.clear()
-        self._vacant += self._vacated
-        self._vacated.clear()
-        return orders
+        # A finalizer may come in and want something, too: that is for the wait after.
+        vacated, self._vacated = self._vacated, []
+        changed, self.changed = self.changed, []
+        self._vacant += vacated
+        return b"".join([interest.arm() for interest in changed if interest.events != interest.armed])
 
     def failed(self) -> tuple[int, ...]:
         """The words for those who must hear that they cannot be armed.

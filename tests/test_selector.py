@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop import NotificationSelector
+from notifyloop.selector import Interest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -370,6 +371,24 @@ class TestOurs:
         assert (len(words), ours.ready(words)) == (2, [])
         assert ours.stale_notifications == 2
         assert {key.data for key, _ in ours.select(1)} == {"later"}
+
+    def test_what_a_finalizer_wants_while_orders_are_made(
+        self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It runs in the midst of anything."""
+        first, second = (ours.watch(sock, sock.fileno(), EVENT_WRITE, "data") for sock in pair)
+        arm = Interest.arm
+
+        def arm_and_finalize(interest: Interest) -> bytes:
+            monkeypatch.setattr(Interest, "arm", arm)
+            ours.want(second, EVENT_READ)
+            return interest.arm()
+
+        monkeypatch.setattr(Interest, "arm", arm_and_finalize)
+        ours.want(first, EVENT_READ)
+        ours.select(0)
+        pair[0].send(b"x")
+        assert [(key.fd, events) for key, events in ours.select(1)] == [(second.fd, EVENT_READ)]
 
     def test_places_are_taken_again(self, ours: NotificationSelector, pair: Pair) -> None:
         keys = set()
