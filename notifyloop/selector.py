@@ -27,6 +27,7 @@ from notifyloop.port.registration import (
     Operation,
     Trigger,
     descriptor_of,
+    next_generation,
     registration_error,
 )
 
@@ -64,17 +65,16 @@ WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows
 
 # What a packet says is one number, its word (see the packed form in port/abi.py). Nearly all say that there is
 # something to receive, and nothing else: then the word is the interest's place in a list. Its key has that place, and
-# how many had it before; for places are taken again, though not before everything is handled that was dequeued when
-# it was another's.
+# a number besides that no other interest had; for places are taken again, though not before everything is handled
+# that was dequeued when it was another's.
 #
-#     bit 63 (31)     to 32               to 8     to 0
-#     set             had it before       place    events, in words
+#     bit 63 (31)     to 32        to 8      to 0
+#     set             number       place     events, in words
 #
-# Where keys have 32 bits there is no room for the second; the provider's own care for late packets must do.
+# Where keys have 32 bits there is no room for the number; the provider's own care for late packets must do.
 EVENTS = 0xFF
 PLACE = 0xFFFFFF00 & (REGISTERED - 1)
 LAST_PLACE = PLACE >> 8
-NEXT_TENANT = 1 << 32
 OTHER_EVENTS = 1 << 32  # and more: words of interests with more to tell
 OTHER_ORIGIN = 2 << 32  # and more: words of packets from elsewhere
 INPUT = int(Event.IN)
@@ -162,7 +162,7 @@ class NotificationSelector(BaseSelector):
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
         self.places: list[Interest] = []
-        self._vacant: list[int] = []  # the keys for the next who have these places
+        self._vacant: list[int] = []  # places to be taken again
         self._vacated: list[int] = []  # likewise, after the next wait
         self.changed: list[Interest] = []  # may have to be armed otherwise; the next wait sees to it
         # What to call with the packets of other origins, by their completion key: with the address of the overlapped
@@ -203,28 +203,31 @@ class NotificationSelector(BaseSelector):
         resting = self.interests.get(fd)
         if resting is not None:
             self.remove(resting)
-        interest = Interest(fileobj, fd, events, self._vacant_place(), data)
+        interest = self._take_place(fileobj, fd, events, data)
         try:
             self._apply(interest.arm())
         except BaseException:
-            self._vacant.append(interest.key)
+            self._leave_place(interest, self._vacant)
             raise
-        self.interests[fd] = self.places[(interest.key & PLACE) >> 8] = interest
+        self.interests[fd] = interest
         return interest
 
-    def _vacant_place(self) -> int:
-        """The key for who takes it."""
+    def _take_place(self, fileobj: int | HasFileno, fd: int, events: int, data: Any = None) -> Interest:
         if self._vacant:
-            return self._vacant.pop()
-        place = len(self.places)
-        if place > LAST_PLACE:
-            raise OSError(errno.EMFILE, f"cannot watch more than {place} descriptors")
-        self.places.append(NOBODY)
-        return REGISTERED | place << 8
+            place = self._vacant.pop()
+        else:
+            place = len(self.places)
+            if place > LAST_PLACE:
+                raise OSError(errno.EMFILE, f"cannot watch more than {place} descriptors")
+            self.places.append(NOBODY)
+        key = REGISTERED | next_generation() << 32 & REGISTERED - 1 | place << 8
+        interest = self.places[place] = Interest(fileobj, fd, events, key, data)
+        return interest
 
-    def _vacate(self, interest: Interest) -> None:
-        self.places[(interest.key & PLACE) >> 8] = NOBODY
-        self._vacated.append((interest.key + NEXT_TENANT) & (REGISTERED - 1) | REGISTERED)
+    def _leave_place(self, interest: Interest, vacant: list[int]) -> None:
+        place = (interest.key & PLACE) >> 8
+        self.places[place] = NOBODY
+        vacant.append(place)
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
         """As `selectors.BaseSelector.unregister`. Raises KeyError if it is not registered, ValueError for
@@ -247,8 +250,7 @@ class NotificationSelector(BaseSelector):
             self.remove(interest)
             interest = None
         if interest is None:
-            interest = Interest(fd, fd, 0, self._vacant_place())
-            self.interests[fd] = self.places[(interest.key & PLACE) >> 8] = interest
+            interest = self.interests[fd] = self._take_place(fd, fd, 0)
         interest.owner = owner
         return interest
 
@@ -273,7 +275,7 @@ class NotificationSelector(BaseSelector):
         that it is not armed again.
         """
         del self.interests[interest.fd]
-        self._vacate(interest)
+        self._leave_place(interest, self._vacated)
         interest.reader = interest.writer = None
         interest.events = 0
         self.changed.append(interest)
