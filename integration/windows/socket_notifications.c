@@ -10,10 +10,8 @@
  *
  * It works as that one does, by polls of the socket driver, but has fewer of them, for a conversation with wine's server costs more than all
  * else. One poll can ask for any number of sockets, so what a call is to poll is one group, with one poll in flight. Its answer names the
- * members that have something to report; the others, which nobody polls now, join the group of the next call. Answers set an event, for a
- * packet would take three more conversations, and whoever waits, waits for the port and the event.
- *
- * The limit: a socket that is closed between an answer and the next call, while its number is given to another, is taken for that one.
+ * members that have something to report, often only the first; the others are polled again at once. Answers set an event, for a packet would
+ * take three more conversations, and whoever waits, waits for the port and the event.
  *
  *     x86_64-w64-mingw32-gcc -O2 -shared -o socket_notifications.dll socket_notifications.c -lws2_32 -lntdll
  */
@@ -90,11 +88,14 @@ typedef struct {
     registration_t *registration; /* NULL: has left, and what the answer says is for nobody */
 } member_t;
 
-/* Sockets that are polled together. */
+/* Sockets that are polled together: those who speak often, those who seldom do, and those who have just been reported and are persistent,
+ * and so are polled with the next call, when whoever was notified has looked after them. */
+typedef enum { OFTEN, SELDOM, REPORTED } kind_t;
+
 typedef struct group {
     IO_STATUS_BLOCK status;
     struct group *next;
-    bool settled;
+    kind_t kind;
     unsigned number, room;
     unsigned left;        /* so many of the members are still there */
     unsigned seen, named; /* of the members, and of those that the answer names, when it has come */
@@ -104,10 +105,10 @@ typedef struct group {
 
 enum {
     BUCKETS = 1024,
-    /* Who has been silent for so many answers is polled apart from those that speak all the time, and are polled again each time. */
-    SETTLED = 8,
-    /* So many together, for when one speaks, all are polled again. */
-    MOST_SETTLED = 64,
+    /* Who has been silent for so many answers speaks seldom. */
+    SILENT = 8,
+    /* So many of them are together, for when one speaks, all are polled again. */
+    MOST_TOGETHER = 64,
     /* More small groups than that become larger ones, for each call looks at them all. */
     MOST_SMALL = 16,
 };
@@ -174,17 +175,16 @@ static bool was_answered(const group_t *group) {
     return *(const volatile NTSTATUS *)&group->status.Status != STATUS_PENDING;
 }
 
-/* Will be polled with the next group. Returns false if there is no memory for that. */
-static bool join(port_t *port, registration_t *registration) {
-    bool settled = registration->silent >= SETTLED;
+/* Into a group that is to be polled. Returns false if there is no memory for that. */
+static bool join(port_t *port, registration_t *registration, kind_t kind) {
     group_t *group = port->unsent;
-    while (group && (group->settled != settled || (settled && group->number == MOST_SETTLED)))
+    while (group && (group->kind != kind || (kind == SELDOM && group->number == MOST_TOGETHER)))
         group = group->next;
     if (!group) {
         group = calloc(1, sizeof *group);
         if (!group)
             return false;
-        group->settled = settled;
+        group->kind = kind;
         group->next = port->unsent;
         port->unsent = group;
     }
@@ -296,7 +296,7 @@ static DWORD enable(port_t *port, SOCK_NOTIFY_REGISTRATION *order) {
     registration->filter = order->eventFilter;
     registration->trigger = order->triggerFlags;
     registration->order = order;
-    registration->enabled = join(port, registration);
+    registration->enabled = join(port, registration, OFTEN);
     return registration->enabled ? ERROR_SUCCESS : ERROR_NOT_ENOUGH_MEMORY;
 }
 
@@ -359,29 +359,32 @@ static void send_group(port_t *port, group_t *group) {
 static void unite_small_groups(port_t *port) {
     unsigned small = 0;
     for (group_t *group = port->sent; group; group = group->next)
-        small += group->left && group->left < MOST_SETTLED;
+        small += group->left && group->left < MOST_TOGETHER;
     if (small <= MOST_SMALL)
         return;
     for (group_t *group = port->sent; group; group = group->next)
-        if (group->left && group->left < MOST_SETTLED && !was_answered(group))
+        if (group->left && group->left < MOST_TOGETHER && !was_answered(group))
             for (unsigned i = 0; i < group->number; i++) {
                 registration_t *registration = group->members[i].registration;
                 if (registration) {
                     leave(port, registration);
-                    registration->silent = SETTLED;
-                    if (registration->enabled && !join(port, registration))
+                    registration->silent = SILENT;
+                    if (registration->enabled && !join(port, registration, SELDOM))
                         forget(port, registration);
                 }
             }
 }
 
-static void send_polls(port_t *port) {
+static void send_polls(port_t *port, bool reported_too) {
     if (port->unsent)
         unite_small_groups(port);
-    for (group_t *group; (group = port->unsent);) {
-        port->unsent = group->next;
-        send_group(port, group);
-    }
+    for (group_t **place = &port->unsent, *group; (group = *place);)
+        if (group->kind == REPORTED && !reported_too)
+            place = &group->next;
+        else {
+            *place = group->next;
+            send_group(port, group);
+        }
 }
 
 /* ---- notifications ---------------------------------------------------------------------------------------------------------------- */
@@ -404,7 +407,7 @@ static bool notified(port_t *port, registration_t *registration, ULONG answer, O
         registration->enabled = !(registration->trigger & ONESHOT);
     }
     registration->silent = events ? 0 : registration->silent + 1;
-    if (registration->enabled && !join(port, registration))
+    if (registration->enabled && !join(port, registration, events ? REPORTED : registration->silent < SILENT ? OFTEN : SELDOM))
         forget(port, registration);
     return events;
 }
@@ -416,8 +419,8 @@ static bool any_answered(const port_t *port) {
     return false;
 }
 
-/* Takes notifications from the answers. Returns how many. */
-static ULONG take(port_t *port, ULONG room, OVERLAPPED_ENTRY *entries) {
+/* Takes notifications from the answers that are there. Returns how many. */
+static ULONG take_once(port_t *port, ULONG room, OVERLAPPED_ENTRY *entries) {
     ULONG taken = 0;
     for (group_t **place = &port->sent, *group; taken < room && (group = *place);) {
         if (!was_answered(group)) {
@@ -442,12 +445,23 @@ static ULONG take(port_t *port, ULONG room, OVERLAPPED_ENTRY *entries) {
     return taken;
 }
 
+/* The same, and as long as there are any, what the others of these groups have to report by now; then those are polled in any case. */
+static ULONG take(port_t *port, ULONG room, OVERLAPPED_ENTRY *entries) {
+    ULONG taken = 0, more;
+    do {
+        more = take_once(port, room - taken, entries + taken);
+        taken += more;
+        send_polls(port, false);
+    } while (more);
+    return taken;
+}
+
 static DWORD dequeue(port_t *port, UINT32 timeout, ULONG room, OVERLAPPED_ENTRY *entries, UINT32 *received) {
     ULONGLONG deadline = GetTickCount64() + timeout;
     HANDLE handles[] = {port->own, port->answer};
     for (;;) {
         EnterCriticalSection(&lock);
-        send_polls(port);
+        send_polls(port, true);
         bool answered = any_answered(port);
         port->sockets_first = answered && !port->sockets_first; /* in turns, where there is room for one kind only */
         ULONG found = port->sockets_first ? take(port, room, entries) : 0, packets = 0;
@@ -549,7 +563,7 @@ __declspec(dllexport) DWORD WINAPI ProcessSocketNotifications(HANDLE handle, UIN
     port->users++;
     for (UINT32 i = 0; i < registration_count; i++)
         registrations[i].registrationResult = apply(port, &registrations[i]);
-    send_polls(port);
+    send_polls(port, true);
     LeaveCriticalSection(&lock);
     DWORD code = ERROR_SUCCESS;
     if (room) {
@@ -558,7 +572,7 @@ __declspec(dllexport) DWORD WINAPI ProcessSocketNotifications(HANDLE handle, UIN
     }
     EnterCriticalSection(&lock);
     if (--port->users) { /* others may be waiting already */
-        send_polls(port);
+        send_polls(port, true);
         if (any_answered(port))
             SetEvent(port->answer);
     }
