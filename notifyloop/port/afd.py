@@ -317,7 +317,7 @@ class Registered:
 class AfdPort(Port):
     """A completion port whose sockets are polled."""
 
-    __slots__ = ("cancelled", "helpers", "polls", "registered", "spare", "spent", "to_poll")
+    __slots__ = ("cancelled", "helpers", "polls", "registered", "spare", "spent", "to_poll", "with_room")
 
     def __init__(self, handle: Any) -> None:
         super().__init__(handle)
@@ -326,6 +326,7 @@ class AfdPort(Port):
         self.polls: dict[int, Poll] = {}  # in flight, by address
         self.to_poll: list[Registered] = []  # persistent, and notified since the last wait began
         self.helpers: list[Helper] = []
+        self.with_room: list[Helper] = []  # of these, for more polls
         self.cancelled = ffi.new("IO_STATUS_BLOCK *")
         self.spare: list[Any] = []  # ULONGs for the kernel to count in
 
@@ -378,10 +379,11 @@ class AfdPort(Port):
         """What packets have disarmed, as it was; returns how many have failed now."""
         with self.lock:
             for key, _ in packets:
-                spent = self.spent.get(key)
+                spent = self.spent.pop(key, None)
                 if spent is not None:
+                    self.re_arms += 1
                     try:
-                        self.enable(spent.sock, key, spent.events, spent.trigger)
+                        self.arm(spent)
                     except RefusalError as refusal:
                         failures[failed] = (key, 0, refusal.code)
                         failed += 1
@@ -421,6 +423,9 @@ class AfdPort(Port):
             self.re_arms += not registered.enabled
             self.give_up(registered)
         registered.events, registered.trigger = events, trigger
+        self.arm(registered)
+
+    def arm(self, registered: Registered) -> None:
         try:
             self.poll(registered)
         except RefusalError as refusal:
@@ -449,10 +454,10 @@ class AfdPort(Port):
 
     def poll(self, registered: Registered) -> None:
         """Ask for what the registration wants to know."""
-        helper = next((helper for helper in self.helpers if helper.in_flight < POLLS_PER_HELPER), None)
-        if helper is None:
-            helper = Helper(self.handle)
-            self.helpers.append(helper)
+        if not self.with_room:
+            self.helpers.append(Helper(self.handle))
+            self.with_room.append(self.helpers[-1])
+        helper = self.with_room[-1]
         poll = take_poll()
         POLL.pack_into(
             poll.memory, 0, STATUS_PENDING, 0, 2**63 - 1, 1, 0, registered.base, POLLED[registered.events], 0
@@ -460,6 +465,8 @@ class AfdPort(Port):
         poll.registered, poll.helper, registered.poll = registered, helper, poll
         self.polls[poll.address] = poll  # before it is sent, for another thread may have the answer first
         helper.in_flight += 1
+        if helper.in_flight == POLLS_PER_HELPER:
+            self.with_room.remove(helper)
         self.kernel_changes += 1
         info, size = poll.info, ffi.sizeof("AFD_POLL_INFO")
         status = ntdll.NtDeviceIoControlFile(
@@ -481,6 +488,8 @@ class AfdPort(Port):
 
     def landed(self, poll: Poll) -> None:
         del self.polls[poll.address]
+        if poll.helper.in_flight == POLLS_PER_HELPER:
+            self.with_room.append(poll.helper)
         poll.helper.in_flight -= 1
         poll.registered = None
         unused_polls.append(poll)

@@ -89,6 +89,19 @@ class TestMemoryInFlight:
         assert mine <= set(afd.unused_polls)
 
     @polls
+    def test_new_helpers_come_only_when_all_are_full(self, port: CompletionPort, network: Network) -> None:
+        registrations = [Registration(network.udp()) for _ in range(300)]
+        for _ in range(3):
+            for registration in registrations:
+                port.enable(registration)
+            for registration in registrations:
+                port.remove(registration)
+            while port._handle.polls:
+                port.process(timeout=10)
+        assert [helper.in_flight for helper in port._handle.helpers] == [0, 0, 0]
+        assert sorted(map(id, port._handle.with_room)) == sorted(map(id, port._handle.helpers))
+
+    @polls
     def test_a_poll_outlives_the_thread_that_sent_it(self, port: CompletionPort, pair: Pair) -> None:
         registration = Registration(pair[0])
         thread = threading.Thread(target=port.enable, args=[registration])
