@@ -62,6 +62,10 @@ Ts = TypeVarTuple("Ts")
 # While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
 POLL_EVERY = 64
 POLL_AFTER = 0.001
+
+# If at least so many callbacks are ready, what they write is held until all have run, or so many seconds.
+MANY = 8
+HOLD = 0.001
 LONGEST_WAIT = 24 * 3600  # seconds
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
@@ -80,7 +84,18 @@ class Turn:
     class has nearly as many.
     """
 
-    __slots__ = ("callbacks", "iterations", "queued", "sleeping", "spare", "timers", "to_flush", "waking")
+    __slots__ = (
+        "callbacks",
+        "hold_until",
+        "holding",
+        "iterations",
+        "queued",
+        "sleeping",
+        "spare",
+        "timers",
+        "to_flush",
+        "waking",
+    )
 
     def __init__(self) -> None:
         self.iterations = 0
@@ -92,7 +107,9 @@ class Turn:
         self.spare: list[Handle] | None = []
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
-        self.to_flush: list[StreamTransport] = []  # transports with writes that joined in this turn
+        self.holding = False  # what is written
+        self.hold_until = 0.0
+        self.to_flush: list[StreamTransport] = []  # transports with something to send when the turn ends
 
 
 class NotifyLoop(Connections):
@@ -224,10 +241,18 @@ class NotifyLoop(Connections):
 
     def _run_once(self) -> None:
         """Poll and call back, turn after turn, until `stop()` was called."""
+        if self._turn.to_flush:  # written while the loop did not run
+            self._flush_writes()
+        try:
+            self._run_turns()
+        finally:
+            self._turn.holding = False
+            if self._turn.to_flush:  # written in a turn that an exception has ended
+                self._flush_writes()
+
+    def _run_turns(self) -> None:
         turn, ready, selector = self._turn, self._ready, self._selector
         places, batch = selector.places, selector.batch
-        if turn.to_flush:  # written while the loop did not run
-            self._flush_writes()
         while True:
             turn.iterations += 1
             # First say that we sleep, then look whether there is work: another thread appends its work first,
@@ -291,6 +316,9 @@ class NotifyLoop(Connections):
             # queue, keeps this safe against threads that append.
             count = len(ready)
             turn.callbacks += count
+            if count >= MANY:
+                turn.holding = True
+                turn.hold_until = monotonic() + HOLD
             spare = turn.spare
             if spare is None:
                 self._run_timed(count)
@@ -324,6 +352,7 @@ class NotifyLoop(Connections):
                 if len(spare) > MOST_SPARE:
                     del spare[MOST_SPARE:]
             handle = callback = args = None  # type: ignore[assignment]  # they must not live until the next turn
+            turn.holding = False
             if turn.to_flush:
                 self._flush_writes()
             if self._stopping or not ready:
@@ -339,6 +368,13 @@ class NotifyLoop(Connections):
         flushing, self._turn.to_flush = self._turn.to_flush, []
         for transport in flushing:
             transport._flush()
+
+    def _hold_no_more(self) -> None:
+        """What was written in this turn has waited long enough for the rest of it."""
+        self._turn.holding = False
+        for transport in self._turn.to_flush:
+            if transport._held is not None:
+                transport._flush()
 
     def _dispatch(self, word: int) -> None:
         """Call back for a packet that does not only say that there is something to receive."""

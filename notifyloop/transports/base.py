@@ -182,7 +182,7 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
     def __repr__(self) -> str:
         state = "closed " if self._sock is None else "closing " if self._closing else ""
         reading = "" if self._sock is None or self.is_reading() else " paused"
-        return f"<{type(self).__name__} {state}fd={self._sock_fd}{reading} write_buffer={self._buffer_size}>"
+        return f"<{type(self).__name__} {state}fd={self._sock_fd}{reading} write_buffer={self.get_write_buffer_size()}>"
 
     # ---- readiness
 

@@ -9,6 +9,10 @@ Sending: the first write of a turn goes to the socket at once. Later writes of t
 buffer, which is sent in one vectored call when the turn ends: a program that writes a header and then a
 body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
 writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
+
+Where many notifications came together, the first write is held, too, until all are served or a millisecond has
+passed: then one send follows the other, and a peer on another processor is woken for many answers, not for each. To
+wake it takes the kernel longer than all else that it does to send.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from asyncio.log import logger
 from collections import deque
 from itertools import islice
 from selectors import EVENT_WRITE
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from notifyloop.transports.base import INTERNET, SocketTransport
@@ -50,6 +55,7 @@ else:
 NEVER = sys.maxsize  # a turn that does not come
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
 MOST_JOINED = 64 * 1024  # bytes
+MOST_HELD = 4 * 1024  # bytes
 
 SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).parameters) == 2  # type: ignore[attr-defined]
 
@@ -115,6 +121,7 @@ class StreamTransport(SocketTransport):
         "_direct_after",
         "_empty_waiter",
         "_eof",
+        "_held",
         "_paused",
         "_received",
         "_server",
@@ -142,6 +149,7 @@ class StreamTransport(SocketTransport):
         # The turn after which a write goes to the socket at once: that of the last write that did. NEVER while
         # something stands before it, or it is too late.
         self._direct_after = -1
+        self._held: bytes | None = None  # what was written, and is sent when the turn ends
         self._paused = False
         self._eof = False
         self._empty_waiter: asyncio.Future[None] | None = None
@@ -256,11 +264,17 @@ class StreamTransport(SocketTransport):
     # ---- sending
 
     def write(self, data: Data) -> None:
-        turn = self._turn.iterations
-        if turn <= self._direct_after or type(data) is not bytes:
+        turn = self._turn
+        if turn.iterations <= self._direct_after or type(data) is not bytes:
             self._write_carefully(data)
             return
-        self._direct_after = turn
+        self._direct_after = turn.iterations
+        if turn.holding and len(data) <= self._high_water and len(data) <= MOST_HELD:
+            if monotonic() < turn.hold_until:
+                self._held = data
+                turn.to_flush.append(self)
+                return
+            self._loop._hold_no_more()
         try:
             sent = send(self._target, data)
         except BaseException as error:
@@ -277,6 +291,7 @@ class StreamTransport(SocketTransport):
         self._check_writing("write")
         if not data:
             return
+        self._join_held()
         if self._conn_lost:
             self._too_late()
         elif self._buffer:
@@ -326,12 +341,23 @@ class StreamTransport(SocketTransport):
         if self._conn_lost:
             self._too_late()
             return
+        self._join_held()
         waiting = bool(self._buffer)
         for data in pieces:
             self._append(data)
         if not waiting:
             self._flush()
         self._maybe_pause_protocol()
+
+    def _join_held(self) -> None:
+        """Let what is held stand in the buffer, before what is to follow it."""
+        if self._held is not None:
+            data, self._held = self._held, None
+            if data:
+                self._append(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self._buffer_size + len(self._held or b"")
 
     def _append(self, data: Data) -> None:
         """Keep data until it is sent. What its owner may change meanwhile is copied."""
@@ -352,7 +378,17 @@ class StreamTransport(SocketTransport):
         self._conn_lost += 1
 
     def _flush(self) -> None:
-        """Send what joined; wait for the socket if it does not take all."""
+        """Send what was held or has joined; wait for the socket if it does not take all."""
+        data = self._held
+        if data is not None:
+            self._held = None
+            try:
+                sent = send(self._target, data)
+            except BaseException as error:
+                sent = self._not_sent(error)
+            if sent != len(data):
+                self._keep_rest(memoryview(data), sent)
+            return
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
             self._await_writability()
 
@@ -405,6 +441,7 @@ class StreamTransport(SocketTransport):
     def write_eof(self) -> None:
         if self._closing or self._eof:
             return
+        self._join_held()
         self._eof = True
         self._direct_after = NEVER
         if not self._buffer:
@@ -421,6 +458,7 @@ class StreamTransport(SocketTransport):
     def _make_empty_waiter(self) -> asyncio.Future[None]:
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
+        self._join_held()
         self._empty_waiter = self._loop.create_future()
         self._direct_after = NEVER
         if not self._buffer:
@@ -433,7 +471,12 @@ class StreamTransport(SocketTransport):
 
     # ---- the end
 
+    def close(self) -> None:
+        self._join_held()
+        super().close()
+
     def _lose(self, error: BaseException | None) -> None:
+        self._held = None
         self._direct_after = NEVER
         super()._lose(error)
 
