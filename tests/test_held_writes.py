@@ -31,6 +31,12 @@ def peers() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
         theirs.close()
 
 
+@pytest.fixture
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: what is held stays held until the turn ends."""
+    monkeypatch.setattr(stream, "monotonic", lambda: 0.0)
+
+
 async def connected(pairs: list[tuple[socket.socket, socket.socket]]) -> Ends:
     loop = asyncio.get_running_loop()
     ends = []
@@ -119,6 +125,7 @@ async def test_all_arrives_in_order(peers: list[tuple[socket.socket, socket.sock
 
 
 @OURS
+@pytest.mark.usefixtures("no_time_passes")
 async def test_what_is_held_is_sent_when_all_have_run(peers: list[tuple[socket.socket, socket.socket]]) -> None:
     ends = await connected(peers)
     sizes: list[int] = []
@@ -163,6 +170,7 @@ async def test_what_is_not_held(peers: list[tuple[socket.socket, socket.socket]]
 
 
 @OURS
+@pytest.mark.usefixtures("no_time_passes")
 async def test_what_is_aborted_is_not_sent(peers: list[tuple[socket.socket, socket.socket]]) -> None:
     ends = await connected(peers)
 
