@@ -366,8 +366,13 @@ class NotifyLoop(Connections):
 
     def _flush_writes(self) -> None:
         flushing, self._turn.to_flush = self._turn.to_flush, []
-        for transport in flushing:
-            transport._flush()
+        remaining = iter(flushing)
+        try:
+            for transport in remaining:
+                transport._flush()
+        except BaseException:
+            self._turn.to_flush.extend(remaining)  # an interrupt must not keep what others have written
+            raise
 
     def _hold_no_more(self) -> None:
         """What was written in this turn has waited long enough for the rest of it."""

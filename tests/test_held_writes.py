@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    import notifyloop
+
     Ends = list[tuple[Any, socket.socket]]  # a transport, and its peer
 
 COUNT = 2 * loop_module.MANY
@@ -268,3 +270,31 @@ def test_what_was_held_when_the_program_ends(
     for transport, _ in ends:
         transport.abort()
     loop.run_until_complete(asyncio.sleep(0))
+
+
+@pytest.mark.usefixtures("no_time_passes")
+def test_an_interrupt_while_it_is_sent(
+    notify_loop: notifyloop.NotifyLoop,
+    peers: list[tuple[socket.socket, socket.socket]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It costs no more than the one write that it interrupts."""
+    ends = notify_loop.run_until_complete(connected(peers))
+    send, sent = stream.send, []
+
+    def interrupted(*arguments: Any) -> int:
+        sent.append(arguments)
+        if len(sent) == 2:
+            raise KeyboardInterrupt
+        return send(*arguments)
+
+    monkeypatch.setattr(stream, "send", interrupted)
+    for transport, _ in ends:
+        notify_loop.call_soon(transport.write, b"data")
+    with pytest.raises(KeyboardInterrupt):
+        notify_loop.run_forever()
+    notify_loop.run_until_complete(asyncio.sleep(0))
+    assert [arrived(peer) for _, peer in ends] == [b"data", None] + [b"data"] * (COUNT - 2)
+    for transport, _ in ends:
+        transport.abort()
+    notify_loop.run_until_complete(asyncio.sleep(0))
