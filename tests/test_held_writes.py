@@ -13,7 +13,7 @@ from notifyloop import loop as loop_module
 from notifyloop.transports import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from typing import Any
 
     import notifyloop
@@ -39,7 +39,7 @@ def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "monotonic", lambda: 0.0)
 
 
-async def connected(pairs: list[tuple[socket.socket, socket.socket]]) -> Ends:
+async def connect(pairs: list[tuple[socket.socket, socket.socket]]) -> Ends:
     loop = asyncio.get_running_loop()
     ends = []
     for ours, theirs in pairs:
@@ -47,6 +47,19 @@ async def connected(pairs: list[tuple[socket.socket, socket.socket]]) -> Ends:
         theirs.setblocking(False)
         ends.append((transport, theirs))
     return ends
+
+
+async def abort(ends: Ends) -> None:
+    for transport, _ in ends:
+        transport.abort()
+    await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def connected(pairs: list[tuple[socket.socket, socket.socket]]) -> AsyncIterator[Ends]:
+    ends = await connect(pairs)
+    yield ends
+    await abort(ends)
 
 
 async def in_one_turn(callbacks: list[Callable[[], object]]) -> None:
@@ -113,77 +126,69 @@ def write_and_end(transport: Any) -> bytes:
 @pytest.mark.asyncio
 async def test_all_arrives_in_order(peers: list[tuple[socket.socket, socket.socket]]) -> None:
     kinds = [write_twice, write_nothing_first, write_lines, write_much, write_and_close, write_and_end]
-    ends = await connected(peers)
-    expected: list[bytes] = []
+    async with connected(peers) as ends:
+        expected: list[bytes] = []
 
-    def write(index: int) -> None:
-        expected.append(kinds[index % len(kinds)](ends[index][0]))
+        def write(index: int) -> None:
+            expected.append(kinds[index % len(kinds)](ends[index][0]))
 
-    await in_one_turn([lambda index=index: write(index) for index in range(COUNT)])  # type: ignore[misc]
-    for (transport, peer), data in zip(ends, expected, strict=True):
-        assert await received(peer, len(data)) == data
-        transport.abort()
-    await asyncio.sleep(0)
+        await in_one_turn([lambda index=index: write(index) for index in range(COUNT)])  # type: ignore[misc]
+        for (_, peer), data in zip(ends, expected, strict=True):
+            assert await received(peer, len(data)) == data
 
 
 @OURS
 @pytest.mark.usefixtures("no_time_passes")
 async def test_what_is_held_is_sent_when_all_have_run(peers: list[tuple[socket.socket, socket.socket]]) -> None:
-    ends = await connected(peers)
-    sizes: list[int] = []
-    early: list[bytes | None] = []
+    async with connected(peers) as ends:
+        sizes: list[int] = []
+        early: list[bytes | None] = []
 
-    def write(transport: Any, peer: socket.socket) -> None:
-        transport.write(b"data")
-        sizes.append(transport.get_write_buffer_size())
-        early.append(arrived(peer))
+        def write(transport: Any, peer: socket.socket) -> None:
+            transport.write(b"data")
+            sizes.append(transport.get_write_buffer_size())
+            early.append(arrived(peer))
 
-    await in_one_turn([lambda end=end: write(*end) for end in ends])  # type: ignore[misc]
-    assert sizes == [4] * COUNT
-    assert early == [None] * COUNT
-    await asyncio.sleep(0)
-    assert [transport.get_write_buffer_size() for transport, _ in ends] == [0] * COUNT
-    assert [arrived(peer) for _, peer in ends] == [b"data"] * COUNT
-    for transport, _ in ends:
-        transport.abort()
-    await asyncio.sleep(0)
+        await in_one_turn([lambda end=end: write(*end) for end in ends])  # type: ignore[misc]
+        assert sizes == [4] * COUNT
+        assert early == [None] * COUNT
+        await asyncio.sleep(0)
+        assert [transport.get_write_buffer_size() for transport, _ in ends] == [0] * COUNT
+        assert [arrived(peer) for _, peer in ends] == [b"data"] * COUNT
 
 
 @OURS
 @pytest.mark.parametrize("kind", ["few", "large", "watermark"])
 async def test_what_is_not_held(peers: list[tuple[socket.socket, socket.socket]], kind: str) -> None:
     """Where it would gain nothing, or a protocol wants to hear of all that is not sent at once."""
-    ends = await connected(peers)
-    writing = ends if kind != "few" else ends[: loop_module.MANY - 2]  # one more callback sets the future
-    size = stream.MOST_HELD + (kind == "large")
-    early: list[int] = []
+    async with connected(peers) as ends:
+        writing = ends if kind != "few" else ends[: loop_module.MANY - 2]  # one more callback sets the future
+        size = stream.MOST_HELD + (kind == "large")
+        early: list[int] = []
 
-    def write(transport: Any, peer: socket.socket) -> None:
-        if kind == "watermark":
-            transport.set_write_buffer_limits(high=0)
-        transport.write(b"x" * size)
-        early.append(len(arrived(peer) or b""))
+        def write(transport: Any, peer: socket.socket) -> None:
+            if kind == "watermark":
+                transport.set_write_buffer_limits(high=0)
+            transport.write(b"x" * size)
+            early.append(len(arrived(peer) or b""))
 
-    await in_one_turn([lambda end=end: write(*end) for end in writing])  # type: ignore[misc]
-    assert early == [size] * len(writing)
-    for transport, _ in ends:
-        transport.abort()
-    await asyncio.sleep(0)
+        await in_one_turn([lambda end=end: write(*end) for end in writing])  # type: ignore[misc]
+        assert early == [size] * len(writing)
 
 
 @OURS
 @pytest.mark.usefixtures("no_time_passes")
 async def test_what_is_aborted_is_not_sent(peers: list[tuple[socket.socket, socket.socket]]) -> None:
-    ends = await connected(peers)
+    async with connected(peers) as ends:
 
-    def write(transport: Any) -> None:
-        transport.write(b"never mind")
-        transport.abort()
+        def write(transport: Any) -> None:
+            transport.write(b"never mind")
+            transport.abort()
 
-    await in_one_turn([lambda end=end: write(end[0]) for end in ends])  # type: ignore[misc]
-    for _ in range(2):
-        await asyncio.sleep(0)
-    assert [arrived(peer) for _, peer in ends] == [b""] * COUNT
+        await in_one_turn([lambda end=end: write(end[0]) for end in ends])  # type: ignore[misc]
+        for _ in range(2):
+            await asyncio.sleep(0)
+        assert [arrived(peer) for _, peer in ends] == [b""] * COUNT
 
 
 @OURS
@@ -191,63 +196,55 @@ async def test_after_a_while_all_is_sent(
     peers: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn may be long. When its time is over, who writes next sends for the others, too."""
-    ends = await connected(peers)
-    clock = [0.0]
-    monkeypatch.setattr(stream, "monotonic", lambda: clock[0])
-    early: list[list[bytes | None]] = []
+    async with connected(peers) as ends:
+        clock = [0.0]
+        monkeypatch.setattr(stream, "monotonic", lambda: clock[0])
+        early: list[list[bytes | None]] = []
 
-    def write(index: int) -> None:
-        if index == 3:
-            clock[0] = float("inf")
-        ends[index][0].write(b"data")
-        early.append([arrived(peer) for _, peer in ends[: index + 1]])
+        def write(index: int) -> None:
+            if index == 3:
+                clock[0] = float("inf")
+            ends[index][0].write(b"data")
+            early.append([arrived(peer) for _, peer in ends[: index + 1]])
 
-    await in_one_turn([lambda index=index: write(index) for index in range(COUNT)])  # type: ignore[misc]
-    assert early[:3] == [[None] * (index + 1) for index in range(3)]
-    assert early[3] == [b"data"] * 4
-    assert [each[-1] for each in early[4:]] == [b"data"] * (COUNT - 4)
-    for transport, _ in ends:
-        transport.abort()
-    await asyncio.sleep(0)
+        await in_one_turn([lambda index=index: write(index) for index in range(COUNT)])  # type: ignore[misc]
+        assert early[:3] == [[None] * (index + 1) for index in range(3)]
+        assert early[3] == [b"data"] * 4
+        assert [each[-1] for each in early[4:]] == [b"data"] * (COUNT - 4)
 
 
 @pytest.mark.asyncio
 async def test_a_peer_that_is_gone(peers: list[tuple[socket.socket, socket.socket]]) -> None:
     """One bad connection does not harm the others."""
-    ends = await connected(peers)
-    ends[1][1].close()
+    async with connected(peers) as ends:
+        ends[1][1].close()
 
-    def write(transport: Any) -> None:
-        for _ in range(2):
-            transport.write(b"data")
+        def write(transport: Any) -> None:
+            for _ in range(2):
+                transport.write(b"data")
 
-    await in_one_turn([lambda end=end: write(end[0]) for end in ends])  # type: ignore[misc]
-    for index, (transport, peer) in enumerate(ends):
-        if index != 1:
-            assert await received(peer, 8) == b"datadata"
-        transport.abort()
-    await asyncio.sleep(0)
+        await in_one_turn([lambda end=end: write(end[0]) for end in ends])  # type: ignore[misc]
+        for index, (_, peer) in enumerate(ends):
+            if index != 1:
+                assert await received(peer, 8) == b"datadata"
 
 
 @OURS
 async def test_what_does_not_fit(peers: list[tuple[socket.socket, socket.socket]]) -> None:
     """A socket that is full takes the rest of what was held when there is room."""
-    ends = await connected(peers)
-    transport, peer = ends[0]
-    sock = peers[0][0]
-    filled = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            filled += sock.send(b"x" * 10_000)
-    await in_one_turn([lambda end=end: end[0].write(b"data") for end in ends])  # type: ignore[misc]
-    await asyncio.sleep(0)
-    assert transport.get_write_buffer_size() == 4
-    assert await received(peer, filled + 4) == b"x" * filled + b"data"
-    while transport.get_write_buffer_size():
+    async with connected(peers) as ends:
+        transport, peer = ends[0]
+        sock = peers[0][0]
+        filled = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filled += sock.send(b"x" * 10_000)
+        await in_one_turn([lambda end=end: end[0].write(b"data") for end in ends])  # type: ignore[misc]
         await asyncio.sleep(0)
-    for transport, _ in ends:
-        transport.abort()
-    await asyncio.sleep(0)
+        assert transport.get_write_buffer_size() == 4
+        assert await received(peer, filled + 4) == b"x" * filled + b"data"
+        while transport.get_write_buffer_size():
+            await asyncio.sleep(0)
 
 
 def test_what_was_held_when_the_program_ends(
@@ -256,7 +253,7 @@ def test_what_was_held_when_the_program_ends(
     """What is written is sent, even if another callback of the turn ends the loop."""
     if type(loop).__module__ == "uvloop":
         pytest.skip("uvloop sends it when it runs again")
-    ends = loop.run_until_complete(connected(peers))
+    ends = loop.run_until_complete(connect(peers))
 
     def leave() -> None:
         raise SystemExit
@@ -267,9 +264,7 @@ def test_what_was_held_when_the_program_ends(
     with pytest.raises(SystemExit):
         loop.run_forever()
     assert [arrived(peer) for _, peer in ends] == [b"data"] * COUNT
-    for transport, _ in ends:
-        transport.abort()
-    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(abort(ends))
 
 
 @pytest.mark.usefixtures("no_time_passes")
@@ -279,7 +274,7 @@ def test_an_interrupt_while_it_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It costs no more than the one write that it interrupts."""
-    ends = notify_loop.run_until_complete(connected(peers))
+    ends = notify_loop.run_until_complete(connect(peers))
     send, sent = stream.send, []
 
     def interrupted(*arguments: Any) -> int:
@@ -295,6 +290,4 @@ def test_an_interrupt_while_it_is_sent(
         notify_loop.run_forever()
     notify_loop.run_until_complete(asyncio.sleep(0))
     assert [arrived(peer) for _, peer in ends] == [b"data", None] + [b"data"] * (COUNT - 2)
-    for transport, _ in ends:
-        transport.abort()
-    notify_loop.run_until_complete(asyncio.sleep(0))
+    notify_loop.run_until_complete(abort(ends))
