@@ -4,7 +4,7 @@
 because most of asyncio is right as it is: connection set-up, name resolution, servers, TLS, executors,
 subprocesses. What it replaces is what a loop is chosen for, the turn.
 
-`_run_once` asks the port for notifications, in the same foreign call that re-arms what it handled last, and
+`_run_turns` asks the port for notifications, in the same foreign call that re-arms what it handled last, and
 calls back what is ready. A turn is one batch of callbacks: those that are ready at one moment; what they
 schedule is the next turn's. While there is a next turn the port is asked only after `POLL_EVERY` turns, or
 after the turn in which `POLL_AFTER` seconds have passed: a chain of `call_soon` does not pay for a system
@@ -62,11 +62,11 @@ Ts = TypeVarTuple("Ts")
 # While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
 POLL_EVERY = 64
 POLL_AFTER = 0.001
+LONGEST_WAIT = 24 * 3600  # seconds
 
 # If at least so many callbacks are ready, what they write is held until all have run, or so many seconds.
 MANY = 8
 HOLD = 0.001
-LONGEST_WAIT = 24 * 3600  # seconds
 
 # A heap with more cancelled timers than this share, and more timers than this, is built anew.
 CANCELLED_SHARE = 0.5
@@ -87,7 +87,6 @@ class Turn:
     __slots__ = (
         "callbacks",
         "hold_until",
-        "holding",
         "iterations",
         "queued",
         "sleeping",
@@ -107,8 +106,7 @@ class Turn:
         self.spare: list[Handle] | None = []
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
-        self.holding = False  # what is written
-        self.hold_until = 0.0
+        self.hold_until = 0.0  # what is written now; 0 if it is not held
         self.to_flush: list[StreamTransport] = []  # transports with something to send when the turn ends
 
 
@@ -246,13 +244,13 @@ class NotifyLoop(Connections):
         try:
             self._run_turns()
         finally:
-            self._turn.holding = False
+            self._turn.hold_until = 0.0
             if self._turn.to_flush:  # written in a turn that an exception has ended
                 self._flush_writes()
 
     def _run_turns(self) -> None:
         turn, ready, selector = self._turn, self._ready, self._selector
-        places, batch = selector.places, selector.batch
+        places = selector.places
         while True:
             turn.iterations += 1
             # First say that we sleep, then look whether there is work: another thread appends its work first,
@@ -264,10 +262,8 @@ class NotifyLoop(Connections):
                 timeout = self._until_next_timer()
             else:
                 timeout = -1
-            words = batch.turn(selector.orders() if selector.changed else None, timeout)
+            words = selector.dequeue(timeout)
             turn.sleeping = False
-            if batch.failures:
-                words += selector.failed()
             if ready or self._stopping or self._debug:
                 self._queue(words)
             else:
@@ -317,7 +313,6 @@ class NotifyLoop(Connections):
             count = len(ready)
             turn.callbacks += count
             if count >= MANY:
-                turn.holding = True
                 turn.hold_until = monotonic() + HOLD
             spare = turn.spare
             if spare is None:
@@ -352,7 +347,7 @@ class NotifyLoop(Connections):
                 if len(spare) > MOST_SPARE:
                     del spare[MOST_SPARE:]
             handle = callback = args = None  # type: ignore[assignment]  # they must not live until the next turn
-            turn.holding = False
+            turn.hold_until = 0.0
             if turn.to_flush:
                 self._flush_writes()
             if self._stopping or not ready:
@@ -376,7 +371,7 @@ class NotifyLoop(Connections):
 
     def _hold_no_more(self) -> None:
         """What was written in this turn has waited long enough for the rest of it."""
-        self._turn.holding = False
+        self._turn.hold_until = 0.0
         for transport in self._turn.to_flush:
             if transport._held is not None:
                 transport._flush()
@@ -385,9 +380,7 @@ class NotifyLoop(Connections):
         """Call back for a packet that does not only say that there is something to receive."""
         for interest, mask in self._selector.ready((word,)):
             for event in (EVENT_READ, EVENT_WRITE):
-                handle = (
-                    interest.reader if event == EVENT_READ else interest.writer
-                )  # which the reader may have changed
+                handle = interest.handle_for(event)  # not before, for the reader may change it
                 if mask & event and handle is not None:
                     try:
                         handle._run()

@@ -86,6 +86,11 @@ OUT_OF_MEMORY = (
 )  # what passes: the kernel's memory, the user's limit of watched files
 
 
+def place_of(key: int) -> int:
+    """Also of a word with other events."""
+    return (key & PLACE) >> 8
+
+
 class Interest:
     """What is wanted of one descriptor, who is called, and what the port was told of it.
 
@@ -106,6 +111,10 @@ class Interest:
         self.drained = False  # of what there was to receive, as far as the owner knows
         self.key = key
         self.armed = 0
+
+    def handle_for(self, event: int) -> Any:
+        """What is called for one event; None if nothing is."""
+        return self.reader if event == EVENT_READ else self.writer
 
     def hand_to(self, event: int, handle: Any) -> Any:
         """Have a handle, or None, called for one event. Returns what was called until now."""
@@ -169,7 +178,7 @@ class NotificationSelector(BaseSelector):
         # operation and the number posted or transferred. Called in the midst of a turn, so it takes note of what came,
         # raises nothing and calls nobody.
         self.foreign: dict[int, Callable[[int, int], object]] = {}
-        self.batch = self.port.batch()
+        self._batch = self.port.batch()
         self._map: _InterestMap | None = _InterestMap(self)
 
     def find(self, fileobj: int | HasFileno) -> Interest | None:
@@ -225,7 +234,7 @@ class NotificationSelector(BaseSelector):
         return interest
 
     def _leave_place(self, interest: Interest, vacant: list[int]) -> None:
-        place = (interest.key & PLACE) >> 8
+        place = place_of(interest.key)
         self.places[place] = NOBODY
         vacant.append(place)
 
@@ -267,8 +276,8 @@ class NotificationSelector(BaseSelector):
         self.forget(interest)
         interest.armed = 0
         # Fails only if the descriptor was closed: then it is gone already.
-        self.batch.exchange(interest.order(REMOVE), 0, 0)
-        self.batch.failures = []
+        self._batch.exchange(interest.order(REMOVE), 0, 0)
+        self._batch.failures = []
 
     def forget(self, interest: Interest) -> None:
         """Take back a registration whose descriptor is about to be closed. That removes it; what is left to order is
@@ -306,8 +315,8 @@ class NotificationSelector(BaseSelector):
                 raise
 
     def _apply(self, order: bytes) -> None:
-        self.batch.exchange(order, 0, 0)
-        failures, self.batch.failures = self.batch.failures, []
+        self._batch.exchange(order, 0, 0)
+        failures, self._batch.failures = self._batch.failures, []
         for _, _, result in failures:
             fd, _, _, operation, _, _ = REGISTRATION.unpack(order)
             raise registration_error(result, fd, operation)
@@ -318,10 +327,10 @@ class NotificationSelector(BaseSelector):
 
         Returns the words of the packets; `ready` says what they mean. Raises ValueError if the selector is closed.
         """
-        words = self.batch.turn(self.orders() if self.changed else None, timeout)
-        return words + self.failed() if self.batch.failures else words
+        words = self._batch.turn(self._orders() if self.changed else None, timeout)
+        return words + self._failed() if self._batch.failures else words
 
-    def orders(self) -> bytes:
+    def _orders(self) -> bytes:
         """What `changed` tells the port with the next wait."""
         # A finalizer may come in and want something, too: that is for the wait after.
         vacated, self._vacated = self._vacated, []
@@ -329,17 +338,17 @@ class NotificationSelector(BaseSelector):
         self._vacant += vacated
         return b"".join([interest.arm() for interest in changed if interest.events != interest.armed])
 
-    def failed(self) -> tuple[int, ...]:
+    def _failed(self) -> tuple[int, ...]:
         """The words for those who must hear that they cannot be armed.
 
         A descriptor closed behind our back reports nothing more, as in every selector. But where only memory was
         short, nobody would ever hear of the socket again, and an owner waits for its own: those are called ready, to
         be armed with the next wait.
         """
-        failures, self.batch.failures = self.batch.failures, []
+        failures, self._batch.failures = self._batch.failures, []
         words = []
         for _, key, result in failures:
-            interest = self.places[(key & PLACE) >> 8]
+            interest = self.places[place_of(key)]
             if interest.key == key and (
                 registration_error(result, interest.fd, ENABLE).errno in OUT_OF_MEMORY or interest.owner is not None
             ):
@@ -355,7 +364,7 @@ class NotificationSelector(BaseSelector):
             if word < OTHER_EVENTS:
                 interest, events = self.places[word], INPUT
             elif word < OTHER_ORIGIN:
-                interest, events = self.places[(word & PLACE) >> 8], word & EVENTS
+                interest, events = self.places[place_of(word)], word & EVENTS
                 if events & REMOVED:
                     continue
             else:
@@ -377,13 +386,13 @@ class NotificationSelector(BaseSelector):
 
     def _note_origin(self, word: int) -> None:
         """Take note of a packet of another origin: a wake-up, or one that the program itself sent for."""
-        if word != WAKE_UP_WORD and self.batch.count:
+        if word != WAKE_UP_WORD and self._batch.count:
             self._hand_on()
 
     def _hand_on(self) -> None:
         """All of the last batch at once, for a pair of key and number does not tell which operation has ended."""
-        size, self.batch.count = self.batch.count * FULL_ENTRY.size, 0
-        for key, overlapped, _, value in FULL_ENTRY.iter_unpack(bytes(self.batch.entries[:size])):
+        size, self._batch.count = self._batch.count * FULL_ENTRY.size, 0
+        for key, overlapped, _, value in FULL_ENTRY.iter_unpack(bytes(self._batch.entries[:size])):
             if not key & REGISTERED and key != WAKE_UP:
                 handler = self.foreign.get(key)
                 if handler is None:

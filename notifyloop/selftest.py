@@ -215,7 +215,7 @@ def failed_registration() -> None:
         try:
             bad.check()
         except OSError:
-            pass
+            pass  # as it should be
         else:
             raise CheckError("a closed socket was registered")
         good.check()

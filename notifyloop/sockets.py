@@ -127,7 +127,7 @@ class SocketOperations(SelectorEventLoop):
         if interest is None:
             self._ensure_fd_no_transport(sock)
             interest = selector.adopt(sock, weakref.ref(sock))
-        standing = interest.reader if event == EVENT_READ else interest.writer
+        standing = interest.handle_for(event)
         if type(standing) is Wait and standing.future is None:
             wait = standing
         else:

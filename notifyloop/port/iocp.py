@@ -94,7 +94,10 @@ def milliseconds(ns: int) -> int:
 
 
 def word(key: int, events: int) -> int:
-    return (1 << 32 | key & LOWER | events & 0xFF) if key & REGISTERED else (2 << 32 | key & 0xFFFFFFFF)
+    """What PACKED_CALL says of a packet."""
+    if not key & REGISTERED:
+        return 2 << 32 | key & LOWER
+    return (key & LOWER) >> 8 if events == INPUT else 1 << 32 | key & LOWER | events & 0xFF
 
 
 class PackedCall:
@@ -214,10 +217,7 @@ class Port:
         self.notifications += count
         if call is not None:
             reported = call.reported = pairs(entries, count)
-            call.words[0:count] = [
-                key >> 8 & LOWER >> 8 if events == INPUT and key >= REGISTERED else word(key, events)
-                for key, events in reported
-            ]
+            call.words[0:count] = [word(key, events) for key, events in reported]
 
     def post(self, value: int, key: int, overlapped: Any) -> int:
         """PostQueuedCompletionStatus."""

@@ -10,7 +10,7 @@ buffer, which is sent in one vectored call when the turn ends: a program that wr
 body pays for two calls, not for as many as it has pieces. What the socket does not take is sent when it is
 writable. Nothing that was accepted stays unsent while the loop sleeps without waiting for the socket.
 
-Where many notifications came together, the first write is held, too, until all are served or a millisecond has
+Where many callbacks are ready, the first write is held, too, if it is small, until all have run or a millisecond has
 passed: then one send follows the other, and a peer on another processor is woken for many answers, not for each. To
 wake it takes the kernel longer than all else that it does to send.
 """
@@ -269,18 +269,13 @@ class StreamTransport(SocketTransport):
             self._write_carefully(data)
             return
         self._direct_after = turn.iterations
-        if turn.holding and len(data) <= self._high_water and len(data) <= MOST_HELD:
+        if turn.hold_until and len(data) <= self._high_water and len(data) <= MOST_HELD:
             if monotonic() < turn.hold_until:
                 self._held = data
                 turn.to_flush.append(self)
                 return
             self._loop._hold_no_more()
-        try:
-            sent = send(self._target, data)
-        except BaseException as error:
-            sent = self._not_sent(error)
-        if sent != len(data):
-            self._keep_rest(memoryview(data), sent)
+        self._send(data)
 
     def _write_carefully(self, data: Data) -> None:
         """What is not bytes, or cannot go to the socket at once."""
@@ -303,13 +298,16 @@ class StreamTransport(SocketTransport):
             self._maybe_pause_protocol()
         else:
             self._direct_after = self._turn.iterations
-            view = memoryview(data).cast("B")
-            try:
-                sent = send(self._target, view)
-            except BaseException as error:
-                sent = self._not_sent(error)
-            if sent != view.nbytes:
-                self._keep_rest(view, sent)
+            self._send(memoryview(data).cast("B"))
+
+    def _send(self, data: bytes | memoryview) -> None:
+        """Send what the socket takes now, and keep the rest. A view is one of bytes."""
+        try:
+            sent = send(self._target, data)
+        except BaseException as error:
+            sent = self._not_sent(error)
+        if sent != len(data):
+            self._keep_rest(memoryview(data), sent)
 
     def _not_sent(self, error: BaseException) -> int:
         """How much was sent, which is nothing. The connection is lost unless the socket only had no room."""
@@ -382,12 +380,7 @@ class StreamTransport(SocketTransport):
         data = self._held
         if data is not None:
             self._held = None
-            try:
-                sent = send(self._target, data)
-            except BaseException as error:
-                sent = self._not_sent(error)
-            if sent != len(data):
-                self._keep_rest(memoryview(data), sent)
+            self._send(data)
             return
         if self._buffer and not self._conn_lost and self._send_buffer() and self._buffer:
             self._await_writability()
