@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LOCKED_HANDLES",
     "MOST_SPARE",
+    "NO_ARGUMENTS",
     "UNSHARED",
     "Handle",
     "LockedHandle",
     "StandingHandle",
     "TimerHandle",
-    "new_handle",
     "report",
 ]
 
@@ -45,6 +45,7 @@ UNSHARED = 1 if sys.version_info >= (3, 14) else 2
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
     UNSHARED = -1
 MOST_SPARE = 1024  # handles
+NO_ARGUMENTS = ()  # which CPython has one of
 
 
 def _run(self: Handle | TimerHandle) -> None:
@@ -62,6 +63,10 @@ def _run(self: Handle | TimerHandle) -> None:
     except BaseException as error:
         report(self, error)
     self = None  # type: ignore[assignment]  # the exception's traceback would keep it, and it the exception
+
+
+def nothing(*args: object) -> None:
+    """Instead of a callback that was cancelled; by another thread perhaps, so it may still get arguments."""
 
 
 def report(self: Any, error: BaseException) -> None:
@@ -93,13 +98,19 @@ class Handle(asyncio.Handle):
         self._loop = loop
         self._callback = callback
         self._args = args
-        self._cancelled = False
 
     _run = _run
 
+    @property
+    def _cancelled(self) -> bool:  # type: ignore[override]
+        return self._callback is nothing
+
     def cancel(self) -> None:
-        self._cancelled = True
-        self._callback = self._args = None  # type: ignore[assignment]
+        self._callback = nothing
+        self._args = NO_ARGUMENTS
+
+    def _repr_info(self) -> list[str]:
+        return [type(self).__name__, "cancelled"] if self._cancelled else super()._repr_info()  # type: ignore[misc]
 
 
 class StandingHandle(Handle):
@@ -119,18 +130,6 @@ class StandingHandle(Handle):
         self._run = nothing
 
 
-def nothing() -> None:
-    """Instead of a callback that was cancelled."""
-
-
-def new_handle(loop: NotifyLoop) -> Handle:
-    """A handle without callback, arguments and context."""
-    handle = Handle.__new__(Handle)
-    handle._loop = loop
-    handle._cancelled = False
-    return handle
-
-
 # Since Python 3.14 asyncio's handles of other threads have a lock.
 LOCKED_HANDLES = sys.version_info >= (3, 14)
 
@@ -140,6 +139,10 @@ if sys.version_info >= (3, 14):
         """What other threads get: asyncio's lock around the above. Whoever cancels it waits until it has run."""
 
         __slots__ = ()
+
+        def _run(self) -> None:
+            with self._lock:
+                _run(self)
 
 else:
     LockedHandle = Handle

@@ -32,12 +32,12 @@ from notifyloop.connections import Connections
 from notifyloop.handles import (
     LOCKED_HANDLES,
     MOST_SPARE,
+    NO_ARGUMENTS,
     UNSHARED,
     Handle,
     LockedHandle,
     StandingHandle,
     TimerHandle,
-    new_handle,
     report,
 )
 from notifyloop.port.registration import descriptor_of
@@ -86,11 +86,13 @@ class Turn:
 
     __slots__ = (
         "callbacks",
+        "checked",
         "hold_until",
         "iterations",
         "queued",
         "sleeping",
         "spare",
+        "spare_for_threads",
         "timers",
         "to_flush",
         "waking",
@@ -101,13 +103,17 @@ class Turn:
         self.callbacks = 0  # called from the ready queue
         self.queued = 0  # of them, for notifications
         self.timers = 0  # made so far
-        # Handles that have run, to be used again. None where asyncio's own are to be made, which check and remember
-        # more: in debug mode, and when the loop is closed.
-        self.spare: list[Handle] | None = []
+        self.use_handles_again(True)
         self.sleeping = False  # or about to; who sets this back wakes the loop
         self.waking = threading.RLock()  # a signal handler may come in between
         self.hold_until = 0.0  # what is written now; 0 if it is not held
         self.to_flush: list[StreamTransport] = []  # transports with something to send when the turn ends
+
+    def use_handles_again(self, again: bool) -> None:
+        """Or make asyncio's own, which check and remember more: in debug mode, and when the loop is closed."""
+        self.checked = not again
+        self.spare: list[Handle] = []  # handles that have run
+        self.spare_for_threads: list[Handle] = [] if LOCKED_HANDLES else self.spare
 
 
 class NotifyLoop(Connections):
@@ -149,18 +155,28 @@ class NotifyLoop(Connections):
     ) -> asyncio.Handle:
         """As asyncio's."""
         spare = self._turn.spare
-        if spare is None:
-            checked = super().call_soon(callback, *args, context=context)
-            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
-                del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
-            return checked
+        if not spare:
+            return self._call_soon_anew(callback, args, context)
         try:
-            handle = spare.pop() if spare else new_handle(self)
+            handle = spare.pop()
         except IndexError:  # a signal handler that came in between took the last
-            handle = new_handle(self)
+            return self._call_soon_anew(callback, args, context)
         handle._callback = callback
         handle._args = args
         handle._context = copy_context() if context is None else context
+        self._ready.append(handle)
+        return handle
+
+    def _call_soon_anew(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> asyncio.Handle:
+        """With a handle that was not used before."""
+        if self._turn.checked:
+            checked = super().call_soon(callback, *args, context=context)
+            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
+                del checked._source_traceback[-2:]  # type: ignore[attr-defined]  # our own frames
+            return checked
+        handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
@@ -169,24 +185,33 @@ class NotifyLoop(Connections):
     ) -> asyncio.Handle:
         """As asyncio's: `call_soon` from any thread, or a signal handler. It ends the wait, if the loop waits."""
         turn = self._turn
-        spare = turn.spare
-        if spare is None:
-            checked = super().call_soon_threadsafe(callback, *args, context=context)
-            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
-                del checked._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
-            return checked
-        if LOCKED_HANDLES:
-            handle: Handle = LockedHandle(callback, args, self, context)
-        else:
-            try:
-                handle = spare.pop() if spare else new_handle(self)
-            except IndexError:  # another thread took the last
-                handle = new_handle(self)
-            handle._callback = callback
-            handle._args = args
-            handle._context = copy_context() if context is None else context
+        spare = turn.spare_for_threads
+        if not spare:
+            return self._call_soon_threadsafe_anew(callback, args, context)
+        try:
+            handle = spare.pop()
+        except IndexError:  # another thread took the last
+            return self._call_soon_threadsafe_anew(callback, args, context)
+        handle._callback = callback
+        handle._args = args
+        handle._context = copy_context() if context is None else context
         self._ready.append(handle)
         if turn.sleeping:
+            self._write_to_self()
+        return handle
+
+    def _call_soon_threadsafe_anew(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> asyncio.Handle:
+        """With a handle that was not used before."""
+        if self._turn.checked:
+            checked = super().call_soon_threadsafe(callback, *args, context=context)
+            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
+                del checked._source_traceback[-2:]  # type: ignore[attr-defined]  # our own frames
+            return checked
+        handle = LockedHandle(callback, args, self, context)
+        self._ready.append(handle)
+        if self._turn.sleeping:
             self._write_to_self()
         return handle
 
@@ -232,7 +257,7 @@ class NotifyLoop(Connections):
         # Every future and every task that is made asks. A method of a bool answers without a frame of Python.
         self.get_debug = bool(enabled).__bool__  # type: ignore[method-assign]
         if not self._closed:
-            self._turn.spare = None if enabled else []
+            self._turn.use_handles_again(not enabled)
         super().set_debug(enabled)
 
     # ---- the turn
@@ -314,35 +339,37 @@ class NotifyLoop(Connections):
             turn.callbacks += count
             if count >= MANY:
                 turn.hold_until = monotonic() + HOLD
-            spare = turn.spare
-            if spare is None:
+            if turn.checked:
                 self._run_timed(count)
             else:
+                spare = turn.spare
                 for _ in range(count):
                     handle: Any = popleft()
                     try:
                         if type(handle) is not Handle:
-                            if not handle._cancelled:
+                            if type(handle) is LockedHandle:
+                                handle._run()
+                                if getrefcount(handle) == UNSHARED and len(turn.spare_for_threads) < MOST_SPARE:
+                                    handle._callback = handle._args = handle._context = None  # type: ignore[assignment]
+                                    turn.spare_for_threads.append(handle)
+                            elif not handle._cancelled:
                                 handle._run()
                             continue
                         callback = handle._callback
-                        if callback is None:
-                            continue  # it was cancelled
                         # As in Handle._run(), without the price of a call.
                         args = handle._args
-                        if not args:
+                        if args is NO_ARGUMENTS:
                             handle._context.run(callback)
                         elif len(args) == 1:
                             handle._context.run(callback, args[0])
                         else:
-                            handle._context.run(callback, *args)
+                            handle._run()
                     except (SystemExit, KeyboardInterrupt):
                         raise
                     except BaseException as error:
                         report(handle, error)
                     if getrefcount(handle) == UNSHARED:
                         handle._callback = handle._args = handle._context = None
-                        handle._cancelled = False  # as it may be, if its callback did that
                         spare.append(handle)
                 if len(spare) > MOST_SPARE:
                     del spare[MOST_SPARE:]
@@ -550,7 +577,7 @@ class NotifyLoop(Connections):
         """As asyncio's. Sockets that were closed while a `sock_*` coroutine waited for them close now."""
         if not self.is_closed() and not self.is_running():
             self._release_waits()
-            self._turn.spare = None
+            self._turn.use_handles_again(False)
         super().close()
 
     # ---- wake-ups

@@ -296,6 +296,13 @@ class TestOtherThreads:
         loop.run_forever()
         assert called == ["called"]
 
+    def test_a_cancelled_handle_says_so(self, loop: Loop) -> None:
+        for schedule in (loop.call_soon, loop.call_soon_threadsafe):
+            handle = schedule(print, "what it would have done")
+            handle.cancel()
+            assert handle.cancelled()
+            assert repr(handle).endswith("Handle cancelled>")
+
     def test_a_callback_may_cancel_itself(self, loop: Loop) -> None:
         handles = [loop.call_soon_threadsafe(lambda: handles[0].cancel())]
         loop.call_soon_threadsafe(loop.stop)
@@ -681,6 +688,18 @@ class TestOurs:
         assert len(spare) == MOST_SPARE
         assert kept not in spare
         assert notify_loop.call_soon(int) not in spare
+        assert len(spare) == MOST_SPARE - 1
+
+    @pytest.mark.skipif(UNSHARED < 0, reason="without a global lock nobody knows who else has a handle")
+    def test_handles_of_other_threads_likewise(self, notify_loop: notifyloop.NotifyLoop) -> None:
+        kept = notify_loop.call_soon_threadsafe(int)
+        for _ in range(2 * MOST_SPARE):
+            notify_loop.call_soon_threadsafe(int)
+        run_turns(notify_loop)
+        spare = notify_loop._turn.spare_for_threads
+        assert len(spare) == MOST_SPARE
+        assert kept not in spare
+        assert notify_loop.call_soon_threadsafe(int) not in spare
         assert len(spare) == MOST_SPARE - 1
 
     def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair, traits: set[str]) -> None:
