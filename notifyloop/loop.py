@@ -17,12 +17,12 @@ about to be: `Turn.sleeping` says so, and whoever sets it back posts. So at most
 from __future__ import annotations
 
 import asyncio
-import heapq
-import math
 import threading
 import weakref
 from asyncio import base_events
 from contextvars import copy_context
+from heapq import heapify, heappop, heappush
+from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE
 from sys import getrefcount
 from time import monotonic
@@ -62,15 +62,15 @@ Ts = TypeVarTuple("Ts")
 # While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
 POLL_EVERY = 64
 POLL_AFTER = 0.001
-LONGEST_WAIT = 24 * 3600  # seconds
+LONGEST_WAIT = 24 * 3600.0  # seconds
 
 # If at least so many callbacks are ready, what they write is held until all have run, or so many seconds.
 MANY = 8
 HOLD = 0.001
 
-# A heap with more cancelled timers than this share, and more timers than this, is built anew.
+# A heap with more cancelled timers than this, and than this share of all, is built anew.
+MIN_CANCELLED = 50
 CANCELLED_SHARE = 0.5
-MIN_TIMERS = 100
 
 
 def A_TRANSPORT() -> None:  # noqa: N802 - a constant
@@ -249,7 +249,7 @@ class NotifyLoop(Connections):
         # The number keeps timers of the same time in order, and the heap from comparing handles.
         turn = self._turn
         turn.timers += 1
-        heapq.heappush(self._scheduled, (when, turn.timers, timer))
+        heappush(self._scheduled, (when, turn.timers, timer))
         return timer
 
     def set_debug(self, enabled: bool) -> None:
@@ -320,7 +320,10 @@ class NotifyLoop(Connections):
                     self._flush_writes()
                 if self._stopping:
                     return
-            if ready or self._scheduled:
+            # Where none was due before, and a packet has ended the wait, none is, or the next turn will see it.
+            if self._scheduled and not (words and timeout):
+                self._schedule_due_timers()
+            if ready:
                 self._run_ready()
                 if self._stopping:
                     return
@@ -331,8 +334,6 @@ class NotifyLoop(Connections):
         popleft = ready.popleft
         batches = 0
         while True:
-            if self._scheduled:
-                self._schedule_due_timers()
             # Callbacks that these callbacks schedule run in the next turn. Counting first, instead of swapping the
             # queue, keeps this safe against threads that append.
             count = len(ready)
@@ -385,6 +386,8 @@ class NotifyLoop(Connections):
                 return
             batches += 1
             turn.iterations += 1
+            if self._scheduled:
+                self._schedule_due_timers()
 
     def _flush_writes(self) -> None:
         flushing, self._turn.to_flush = self._turn.to_flush, []
@@ -425,33 +428,44 @@ class NotifyLoop(Connections):
                 self._ready.append(interest.writer)
 
     def _until_next_timer(self) -> int:
-        """Nanoseconds. Drops cancelled timers on the way."""
+        """Nanoseconds."""
         scheduled = self._scheduled
-        if self._timer_cancelled_count > CANCELLED_SHARE * len(scheduled) and len(scheduled) > MIN_TIMERS:
-            for _, _, timer in scheduled:
-                if timer._cancelled:
-                    timer._scheduled = False  # type: ignore[attr-defined]
-            self._scheduled = scheduled = [entry for entry in scheduled if not entry[2]._cancelled]
-            heapq.heapify(scheduled)
-            self._timer_cancelled_count = 0
-        while scheduled and scheduled[0][2]._cancelled:
-            self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)[2]._scheduled = False  # type: ignore[attr-defined]
-        if not scheduled:
-            return -1
-        seconds = min(scheduled[0][0] - self.time(), LONGEST_WAIT)
-        return math.ceil(seconds * 1e9) if seconds > 0 else 0
+        if scheduled[0][2]._cancelled or self._timer_cancelled_count > MIN_CANCELLED:
+            self._drop_cancelled_timers()
+            scheduled = self._scheduled
+            if not scheduled:
+                return -1
+        seconds = scheduled[0][0] - self.time()
+        if seconds <= 0.0:
+            return 0
+        return ceil(1e9 * seconds) if seconds < LONGEST_WAIT else ceil(1e9 * LONGEST_WAIT)
 
     def _schedule_due_timers(self) -> None:
+        if self._timer_cancelled_count > MIN_CANCELLED:
+            self._drop_cancelled_timers()
         scheduled = self._scheduled
         now = self.time() + self._clock_resolution
         while scheduled and scheduled[0][0] < now:
-            timer = heapq.heappop(scheduled)[2]
+            timer = heappop(scheduled)[2]
             timer._scheduled = False  # type: ignore[attr-defined]
             if timer._cancelled:
                 self._timer_cancelled_count -= 1
             else:
                 self._ready.append(timer)
+
+    def _drop_cancelled_timers(self) -> None:
+        """Those that would be next, and all if they are many."""
+        scheduled = self._scheduled
+        if self._timer_cancelled_count > max(MIN_CANCELLED, CANCELLED_SHARE * len(scheduled)):
+            for _, _, timer in scheduled:
+                if timer._cancelled:
+                    timer._scheduled = False  # type: ignore[attr-defined]
+            scheduled[:] = [entry for entry in scheduled if not entry[2]._cancelled]
+            heapify(scheduled)
+            self._timer_cancelled_count = 0
+        while scheduled and scheduled[0][2]._cancelled:
+            self._timer_cancelled_count -= 1
+            heappop(scheduled)[2]._scheduled = False  # type: ignore[attr-defined]
 
     def _run_timed(self, count: int) -> None:
         """The same with debug mode's report of slow callbacks."""

@@ -174,6 +174,21 @@ class TestScheduling:
         gc.collect()
         assert len(alive) == 0
 
+    def test_cancelled_timers_do_not_pile_up_while_the_loop_is_busy(self, loop: Loop) -> None:
+        timers = []
+
+        async def main() -> None:
+            for _ in range(100):
+                for _ in range(100):
+                    handle = loop.call_later(3600, id, None)
+                    timers.append(weakref.ref(handle))
+                    handle.cancel()
+                await asyncio.sleep(0)
+
+        loop.run_until_complete(main())
+        gc.collect()
+        assert sum(timer() is not None for timer in timers) <= 300
+
     def test_callbacks_keep_their_context(self, loop: Loop) -> None:
         variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
         seen: list[str] = []
