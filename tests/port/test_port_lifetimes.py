@@ -201,6 +201,18 @@ class TestDuplicates:
         assert keys(port) == ["successor"]
         os.close(duplicate)
 
+    def test_its_descriptor_is_reused_and_asked_about_its_hang_up(self, port: CompletionPort, network: Network) -> None:
+        """epoll calls it a hang-up that a socket was never connected. Whether it was, another socket would tell."""
+        sock = socket.socket()
+        port.enable(Registration(sock, "closed", Event.IN))
+        descriptor, duplicate = sock.fileno(), os.dup(sock.fileno())
+        sock.close()
+        network.reuse(descriptor)
+        for _ in range(WAITS):
+            assert port.process(max_notifications=1) == []
+        assert port.counters().rebuilds == 1
+        os.close(duplicate)
+
     def test_the_duplicate_may_be_registered_beside_it(self, port: CompletionPort, network: Network) -> None:
         ours, theirs = network.unix_pair()
         with ours.dup() as duplicate:

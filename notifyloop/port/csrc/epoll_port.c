@@ -401,8 +401,9 @@ static bool deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_EN
     DWORD mask = reported_events(record, events);
     if (!mask) { /* fetched before its filter was changed; or no hang-up: watch it for changes only, until there is one */
         uint32_t changes = (armed | EPOLLET) & ~(uint32_t)EPOLLONESHOT;
-        if (events != event->events && (record->kernel != changes || record->fired))
-            change(port, EPOLL_CTL_MOD, (int)descriptor, record, changes);
+        if (events != event->events && (record->kernel != changes || record->fired) &&
+            change(port, EPOLL_CTL_MOD, (int)descriptor, record, changes))
+            forget(record); /* it was not the reported socket that was looked at, but its descriptor's next */
         return false;
     }
     if (record->trigger & SOCK_NOTIFY_TRIGGER_ONESHOT)
@@ -580,7 +581,9 @@ static int64_t word(const OVERLAPPED_ENTRY *packet) {
     uint32_t key = (uint32_t)(packet->lpCompletionKey & ~HIGHEST_BIT), events = packet->dwNumberOfBytesTransferred;
     if (!(packet->lpCompletionKey & HIGHEST_BIT))
         return INT64_C(2) << 32 | key;
-    return events == SOCK_NOTIFY_EVENT_IN ? key >> 8 : INT64_C(1) << 32 | key | (events & 0xFF);
+    if ((events & ~(uint32_t)SOCK_NOTIFY_EVENT_HANGUP) == SOCK_NOTIFY_EVENT_IN)
+        return key >> 8;
+    return INT64_C(1) << 32 | key | (events & 0xFF);
 }
 
 static int64_t process_packed(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures, int64_t timeout_ns,
