@@ -7,6 +7,7 @@ nothing that happens to one of them ends the listening.
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
 import sys
 from asyncio import constants, trsock
@@ -14,7 +15,8 @@ from asyncio.log import logger
 from sys import intern
 from typing import TYPE_CHECKING
 
-from notifyloop.transports import INTERNET, DatagramTransport, StreamTransport, TLSProtocol
+from notifyloop.transports import DatagramTransport, StreamTransport, TLSProtocol
+from notifyloop.transports.base import INTERNET, family_of, kind_of
 
 if sys.platform == "win32":
     from notifyloop.windows.system import System
@@ -23,7 +25,6 @@ else:
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from asyncio import base_events
     from collections.abc import Callable, Coroutine
     from typing import Any
@@ -43,6 +44,14 @@ def peer_of(sock: socket.socket) -> Any:
         return sock.getpeername()
     except OSError:
         return None
+
+
+def accept(sock: socket.socket) -> tuple[socket.socket, Any]:
+    """As `sock.accept()`, without looking for the names of what a connection has in common with its listener."""
+    if type(sock) is not socket.socket:
+        return sock.accept()
+    descriptor, address = sock._accept()  # type: ignore[attr-defined]
+    return socket.socket(family_of(sock), kind_of(sock), sock.proto, descriptor), address
 
 
 class Connections(System):
@@ -69,9 +78,10 @@ class Connections(System):
         Nothing that happens to one connection ends the listening. Where descriptors or memory are short, it pauses.
         """
         timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
+        internet = family_of(sock) in INTERNET
         for _ in range(backlog):
             try:
-                connection, address = sock.accept()
+                connection, address = accept(sock)
                 connection.setblocking(False)
             except (BlockingIOError, InterruptedError):
                 return
@@ -97,13 +107,13 @@ class Connections(System):
                 logger.debug("%r got a new connection from %r: %r", server, address, connection)
             if sslcontext is not None:
                 extra = {"peername": address}
-                accept = self._accept_connection2(protocol_factory, connection, extra, sslcontext, server, *timeouts)
-                self.create_task(accept)
+                begin = self._accept_connection2(protocol_factory, connection, extra, sslcontext, server, *timeouts)
+                self.create_task(begin)
                 continue
             protocol = None
             try:
                 protocol = protocol_factory()
-                if sock.family in INTERNET:  # a proxy's many connections share its address: sixty bytes each
+                if internet:  # a proxy's many connections share its address: sixty bytes each
                     address = (intern(address[0]), *address[1:])
                 StreamTransport(self, connection, protocol, None, None, server, address)  # type: ignore[arg-type]
             except (SystemExit, KeyboardInterrupt):

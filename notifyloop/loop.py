@@ -44,7 +44,7 @@ from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
-from notifyloop.transports import SocketTransport, StreamTransport, Writer
+from notifyloop.transports import SocketTransport, StreamTransport
 
 if TYPE_CHECKING:
     import socket
@@ -539,26 +539,22 @@ class NotifyLoop(Connections):
         """The interest in a new transport's socket, of which nothing is wanted yet. Raises RuntimeError if it is
         another transport's.
         """
-        self._ensure_fd_no_transport(sock)
-        return self._selector.adopt(sock, A_TRANSPORT)
-
-    def _want(self, interest: Interest, event: int, handle: SocketTransport | Writer | None) -> None:
-        """Have the readiness of a transport's socket call back, from the next wait on, or no more."""
-        replaced = interest.hand_to(event, handle)
-        if event == EVENT_WRITE and replaced is not None:
-            replaced.cancel()
-        self._selector.want(interest, interest.events | event if handle is not None else interest.events & ~event)
+        fd = sock.fileno()
+        if fd == -1 or fd in self._selector.interests:
+            self._ensure_fd_no_transport(sock)
+        return self._selector.adopt(sock, fd, A_TRANSPORT)
 
     def _forget(self, fd: int) -> None:
         """Watch a descriptor no more, because its owner is about to close it."""
-        interest = None if self.is_closed() else self._selector.interests.get(fd)
-        if interest is not None:
-            for handle in (interest.reader, interest.writer):
-                if isinstance(handle, Wait):
-                    handle.abort()
-                elif isinstance(handle, Writer):
-                    handle.cancel()
-            self._selector.forget(interest)
+        interest = None if self._closed else self._selector.interests.get(fd)
+        if interest is None:
+            return
+        if type(interest.reader) is Wait:
+            interest.reader.abort()
+        writer = interest.writer
+        if writer is not None:
+            writer.abort() if type(writer) is Wait else writer.cancel()
+        self._selector.forget(interest)
 
     def _ensure_fd_no_transport(self, fd: object) -> None:
         if self.is_closed():

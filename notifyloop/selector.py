@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Mapping
+from itertools import count
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ from notifyloop.port.registration import (
     Operation,
     Trigger,
     descriptor_of,
-    next_generation,
     registration_error,
 )
 
@@ -64,7 +64,7 @@ REMOVED = int(Event.REMOVE)
 WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows' own posts have the key 0
 
 # What a packet says is one number, its word (see the packed form in port/abi.py). Nearly all say that there is
-# something to receive, and nothing else: then the word is the interest's place in a list. Its key has that place, and
+# something to receive, or no more: then the word is the interest's place in a list. Its key has that place, and
 # a number besides that no other interest had; for places are taken again, though not before everything is handled
 # that was dequeued when it was another's.
 #
@@ -127,10 +127,7 @@ class Interest:
     def arm(self) -> bytes:
         """The order that has it armed for what is wanted now."""
         events = self.armed = self.events
-        return self.order(ENABLE if events else DISABLE, FILTERS[events])
-
-    def order(self, operation: int, filter: int = 0) -> bytes:
-        return REGISTRATION.pack(self.fd, self.key, filter, operation, LEVEL_ONESHOT, 0)
+        return REGISTRATION.pack(self.fd, self.key, FILTERS[events], ENABLE if events else DISABLE, LEVEL_ONESHOT, 0)
 
     def selector_key(self) -> SelectorKey:
         return SelectorKey(self.fileobj, self.fd, self.events, self.data)
@@ -171,6 +168,7 @@ class NotificationSelector(BaseSelector):
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
         self.places: list[Interest] = []
+        self._numbers = count(1 << 32, 1 << 32)  # of interests, above their places
         self._vacant: list[int] = []  # places to be taken again
         self._vacated: list[int] = []  # likewise, after the next wait
         self.changed: list[Interest] = []  # may have to be armed otherwise; the next wait sees to it
@@ -229,12 +227,12 @@ class NotificationSelector(BaseSelector):
             if place > LAST_PLACE:
                 raise OSError(errno.EMFILE, f"cannot watch more than {place} descriptors")
             self.places.append(NOBODY)
-        key = REGISTERED | next_generation() << 32 & REGISTERED - 1 | place << 8
+        key = REGISTERED | next(self._numbers) & REGISTERED - 1 | place << 8
         interest = self.places[place] = Interest(fileobj, fd, events, key, data)
         return interest
 
     def _leave_place(self, interest: Interest, vacant: list[int]) -> None:
-        place = place_of(interest.key)
+        place = (interest.key & PLACE) >> 8
         self.places[place] = NOBODY
         vacant.append(place)
 
@@ -249,11 +247,10 @@ class NotificationSelector(BaseSelector):
         self.remove(interest)
         return key
 
-    def adopt(self, sock: socket, owner: Callable[[], object]) -> Interest:
+    def adopt(self, sock: socket, fd: int, owner: Callable[[], object]) -> Interest:
         """The interest in a socket, for somebody who keeps it, and will call `forget` before he closes it, or be gone.
         What he wants of it he says with `want`. What rests there of another socket is removed.
         """
-        fd = sock.fileno()
         interest = self.interests.get(fd)
         if interest is not None and not interest.events and (interest.owner is None or interest.owner() is not sock):
             self.remove(interest)
@@ -276,7 +273,7 @@ class NotificationSelector(BaseSelector):
         self.forget(interest)
         interest.armed = 0
         # Fails only if the descriptor was closed: then it is gone already.
-        self._batch.exchange(interest.order(REMOVE), 0, 0)
+        self._batch.exchange(REGISTRATION.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0)
         self._batch.failures = []
 
     def forget(self, interest: Interest) -> None:

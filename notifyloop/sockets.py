@@ -126,7 +126,7 @@ class SocketOperations(SelectorEventLoop):
         interest = self._interest_in(sock)
         if interest is None:
             self._ensure_fd_no_transport(sock)
-            interest = selector.adopt(sock, weakref.ref(sock))
+            interest = selector.adopt(sock, sock.fileno(), weakref.ref(sock))
         standing = interest.handle_for(event)
         if type(standing) is Wait and standing.future is None:
             wait = standing

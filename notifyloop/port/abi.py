@@ -113,9 +113,9 @@ DWORD GetLastError(void);
 #
 # And `words` has each packet as one number. A key whose highest bit is set has a number in its bits 8 to 31 (to 30
 # where keys have 32 bits), and leaves the lowest 8 free for the event mask. What most packets say, that there is
-# something to receive and nothing else, is said by that number alone: an index, by which a program finds who is meant.
-# With other events, the word is 2**32 and those 32 bits. A key without the highest bit is told by its lower 32 bits
-# and 2**33.
+# something to receive, is said by that number alone: an index, by which a program finds who is meant. It is not told
+# then whether there will be no more: whoever receives all meets the end. With other events, the word is 2**32 and those
+# 32 bits. A key without the highest bit is told by its lower 32 bits and 2**33.
 EXTENSIONS = """
 typedef struct {
     uint64_t calls;

@@ -50,6 +50,7 @@ NULL = ffi.NULL
 REGISTERED = 1 << (8 * calcsize("N") - 1)
 LOWER = 0xFFFFFFFF & (REGISTERED - 1)
 INPUT: int = kernel32.SOCK_NOTIFY_EVENT_IN
+HANGUP: int = kernel32.SOCK_NOTIFY_EVENT_HANGUP
 
 ERROR_SUCCESS = 0
 ERROR_INVALID_HANDLE = 6
@@ -97,7 +98,7 @@ def word(key: int, events: int) -> int:
     """What PACKED_CALL says of a packet."""
     if not key & REGISTERED:
         return 2 << 32 | key & LOWER
-    return (key & LOWER) >> 8 if events == INPUT else 1 << 32 | key & LOWER | events & 0xFF
+    return (key & LOWER) >> 8 if events & ~HANGUP == INPUT else 1 << 32 | key & LOWER | events & 0xFF
 
 
 class PackedCall:

@@ -36,7 +36,19 @@ __all__ = ["SocketTransport", "Writer"]
 HIGH_WATER = 64 * 1024  # bytes; asyncio's
 LOW_WATER = HIGH_WATER // 4
 
-INTERNET = (socket.AF_INET, socket.AF_INET6)
+INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
+
+# The numbers without their names: to look for one name costs more than to make the socket.
+_family_of: Callable[[socket.socket], int] = socket.SocketType.family.__get__
+_kind_of: Callable[[socket.socket], int] = socket.SocketType.type.__get__
+
+
+def family_of(sock: socket.socket) -> int:
+    return _family_of(sock) if isinstance(sock, socket.socket) else sock.family
+
+
+def kind_of(sock: socket.socket) -> int:
+    return _kind_of(sock) if isinstance(sock, socket.socket) else sock.type
 
 
 class Writer:
@@ -188,11 +200,15 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
 
     def _start_reading(self) -> None:
         self._cancelled = False
-        self._loop._want(self._interest, EVENT_READ, self)
+        interest = self._interest
+        interest.reader = self
+        self._loop._selector.want(interest, interest.events | EVENT_READ)
 
     def _stop_reading(self) -> None:
         self._cancelled = True
-        self._loop._want(self._interest, EVENT_READ, None)
+        interest = self._interest
+        interest.reader = None
+        self._loop._selector.want(interest, interest.events & ~EVENT_READ)
 
     def _run(self) -> None:
         self._call(self._read_ready)
@@ -209,7 +225,17 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
             )
 
     def _await_writability(self) -> None:
-        self._loop._want(self._interest, EVENT_WRITE, Writer(self))
+        self._await_nothing()
+        interest = self._interest
+        interest.writer = Writer(self)
+        self._loop._selector.want(interest, interest.events | EVENT_WRITE)
+
+    def _await_nothing(self) -> None:
+        interest = self._interest
+        if interest.writer is not None:
+            interest.writer.cancel()
+            interest.writer = None
+            self._loop._selector.want(interest, interest.events & ~EVENT_WRITE)
 
     # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
     # the same to look at, and can always be entered.
@@ -279,6 +305,6 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
 
     def _close_socket(self) -> None:
         sock, self._sock = self._sock, None
-        sock.close()
         if issubclass(type(sock), socket.socket):
-            sock._decref_socketios()
+            sock._io_refs -= 1
+        sock.close()

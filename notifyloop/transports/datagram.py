@@ -14,7 +14,6 @@ import asyncio
 from asyncio import constants
 from asyncio.log import logger
 from collections import deque
-from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING
 
 from notifyloop.transports.base import INTERNET, SocketTransport
@@ -133,6 +132,6 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         self._maybe_resume_protocol()  # may send more, or end it
         if not self._buffer and not self._conn_lost:
             self._buffer = ()
-            self._loop._want(self._interest, EVENT_WRITE, None)
+            self._await_nothing()
             if self._closing:
                 self._lose(None)

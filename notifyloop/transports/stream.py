@@ -27,11 +27,10 @@ from asyncio import base_events, constants
 from asyncio.log import logger
 from collections import deque
 from itertools import islice
-from selectors import EVENT_WRITE
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from notifyloop.transports.base import INTERNET, SocketTransport
+from notifyloop.transports.base import INTERNET, SocketTransport, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +51,7 @@ if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
     bytes(4 * RECEIVE)
 else:
     RECEIVE = 64 * 1024
+TCP = int(socket.IPPROTO_TCP)
 NEVER = sys.maxsize  # a turn that does not come
 MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
 MOST_JOINED = 64 * 1024  # bytes
@@ -104,8 +104,8 @@ def takes_buffers(protocol: object) -> bool:
 
 def send_without_delay(sock: socket.socket) -> None:
     """Set TCP_NODELAY, also for sockets that were made without naming TCP, which asyncio leaves out."""
-    if sock.proto == socket.IPPROTO_TCP or (not sock.proto and sock.family in INTERNET):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.proto == TCP or (not sock.proto and family_of(sock) in INTERNET):
+        sock.setsockopt(TCP, socket.TCP_NODELAY, 1)
 
 
 def pass_on(protocol: Any, data: bytes) -> None:
@@ -163,7 +163,7 @@ class StreamTransport(SocketTransport):
         loop.call_soon(self._begin, waiter, context=self._context)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        super().set_protocol(protocol)
+        self._protocol = protocol
         self._buffered_protocol = takes_buffers(protocol)
         # What takes what arrives, as a function: to make a method of it each time costs more than to call it, and to
         # keep one costs memory.
@@ -387,7 +387,7 @@ class StreamTransport(SocketTransport):
 
     def _write_ready(self) -> None:
         if not self._conn_lost and self._send_buffer() and not self._buffer:
-            self._loop._want(self._interest, EVENT_WRITE, None)
+            self._await_nothing()
 
     def _send_buffer(self) -> bool:
         """Send what the socket takes, and do what was waiting for it. Returns False if that ended the
@@ -465,7 +465,8 @@ class StreamTransport(SocketTransport):
     # ---- the end
 
     def close(self) -> None:
-        self._join_held()
+        if self._held is not None:
+            self._join_held()
         super().close()
 
     def _lose(self, error: BaseException | None) -> None:
