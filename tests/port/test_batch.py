@@ -204,6 +204,16 @@ class TestTurn:
         assert batch.turn(remove, 10 * SECOND) == (self.OTHER | Event.REMOVE,)
         assert batch.turn(b"", 0) == ()
 
+    def test_that_there_will_be_no_more_is_not_told_before_all_is_received(
+        self, port: CompletionPort, pair: Pair
+    ) -> None:
+        batch = port.batch()
+        pair[1].send(b"x")
+        pair[1].close()
+        assert batch.turn(order(pair[0], self.KEY, Event.IN | Event.HANGUP), 10 * SECOND) == (self.INPUT,)
+        assert pair[0].recv(100) == b"x"
+        assert batch.turn(order(pair[0], self.KEY, Event.HANGUP), 10 * SECOND) == (self.OTHER | Event.HANGUP,)
+
     def test_what_was_reported_is_enabled_again(self, port: CompletionPort, pair: Pair) -> None:
         batch = port.batch()
         pair[1].send(b"x")
