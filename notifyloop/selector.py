@@ -75,6 +75,7 @@ WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows
 EVENTS = 0xFF
 PLACE = 0xFFFFFF00 & (REGISTERED - 1)
 LAST_PLACE = PLACE >> 8
+numbers = count(1 << 32, 1 << 32)
 OTHER_EVENTS = 1 << 32  # and more: words of interests with more to tell
 OTHER_ORIGIN = 2 << 32  # and more: words of packets from elsewhere
 INPUT = int(Event.IN)
@@ -168,7 +169,6 @@ class NotificationSelector(BaseSelector):
         self.interests: dict[int, Interest] = {}  # by descriptor
         self.stale_notifications = 0
         self.places: list[Interest] = []
-        self._numbers = count(1 << 32, 1 << 32)  # of interests, above their places
         self._vacant: list[int] = []  # places to be taken again
         self._vacated: list[int] = []  # likewise, after the next wait
         self.changed: list[Interest] = []  # may have to be armed otherwise; the next wait sees to it
@@ -227,7 +227,7 @@ class NotificationSelector(BaseSelector):
             if place > LAST_PLACE:
                 raise OSError(errno.EMFILE, f"cannot watch more than {place} descriptors")
             self.places.append(NOBODY)
-        key = REGISTERED | next(self._numbers) & REGISTERED - 1 | place << 8
+        key = REGISTERED | next(numbers) & REGISTERED - 1 | place << 8
         interest = self.places[place] = Interest(fileobj, fd, events, key, data)
         return interest
 
