@@ -372,10 +372,10 @@ class NotifyLoop(Connections):
                     if getrefcount(handle) == UNSHARED:
                         handle._callback = handle._args = handle._context = None
                         spare.append(handle)
-                if len(spare) > MOST_SPARE:
-                    del spare[MOST_SPARE:]
             handle = callback = args = None  # type: ignore[assignment]  # they must not live until the next turn
-            turn.hold_until = 0.0
+            if count >= MANY:
+                turn.hold_until = 0.0
+                del turn.spare[MOST_SPARE:]
             if turn.to_flush:
                 self._flush_writes()
             if self._stopping or not ready:
