@@ -51,7 +51,11 @@ def accept(sock: socket.socket) -> tuple[socket.socket, Any]:
     if type(sock) is not socket.socket:
         return sock.accept()
     descriptor, address = sock._accept()  # type: ignore[attr-defined]
-    return socket.socket(family_of(sock), kind_of(sock), sock.proto, descriptor), address
+    try:
+        return socket.socket(family_of(sock), kind_of(sock), sock.proto, descriptor), address
+    except BaseException:
+        socket.close(descriptor)
+        raise
 
 
 class Connections(System):

@@ -432,7 +432,6 @@ class NotifyLoop(Connections):
         scheduled = self._scheduled
         if scheduled[0][2]._cancelled or self._timer_cancelled_count > MIN_CANCELLED:
             self._drop_cancelled_timers()
-            scheduled = self._scheduled
             if not scheduled:
                 return -1
         seconds = scheduled[0][0] - self.time()
