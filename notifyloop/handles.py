@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from notifyloop.loop import NotifyLoop
+    from notifyloop.timers import Timers
 
 __all__ = [
     "LOCKED_HANDLES",
@@ -157,7 +158,7 @@ class TimerHandle(asyncio.TimerHandle):
     _source_traceback = None
 
     _context: Context
-    _loop: NotifyLoop
+    _loop: Timers
     _callback: Callable[..., object]
     _args: tuple[Any, ...]
 
@@ -166,7 +167,7 @@ class TimerHandle(asyncio.TimerHandle):
         when: float,
         callback: Callable[..., object],
         args: tuple[Any, ...],
-        loop: NotifyLoop,
+        loop: Timers,
         context: Context | None = None,
     ) -> None:
         self._context = copy_context() if context is None else context

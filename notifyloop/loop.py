@@ -21,8 +21,6 @@ import threading
 import weakref
 from asyncio import base_events
 from contextvars import copy_context
-from heapq import heapify, heappop, heappush
-from math import ceil
 from selectors import EVENT_READ, EVENT_WRITE
 from sys import getrefcount
 from time import monotonic
@@ -37,13 +35,13 @@ from notifyloop.handles import (
     Handle,
     LockedHandle,
     StandingHandle,
-    TimerHandle,
     report,
 )
 from notifyloop.port.registration import descriptor_of
 from notifyloop.selector import NotificationSelector
 from notifyloop.sockets import Wait
 from notifyloop.statistics import Statistics
+from notifyloop.timers import Timers
 from notifyloop.transports import SocketTransport, StreamTransport
 
 if TYPE_CHECKING:
@@ -62,15 +60,10 @@ Ts = TypeVarTuple("Ts")
 # While callbacks are ready, the port is asked after so many turns (tokio and Go: 61), or so many seconds.
 POLL_EVERY = 64
 POLL_AFTER = 0.001
-LONGEST_WAIT = 24 * 3600.0  # seconds
 
 # If at least so many callbacks are ready, what they write is held until all have run, or so many seconds.
 MANY = 8
 HOLD = 0.001
-
-# A heap with more cancelled timers than this, and than this share of all, is built anew.
-MIN_CANCELLED = 50
-CANCELLED_SHARE = 0.5
 
 
 def A_TRANSPORT() -> None:  # noqa: N802 - a constant
@@ -116,7 +109,7 @@ class Turn:
         self.spare_for_threads: list[Handle] = [] if LOCKED_HANDLES else self.spare
 
 
-class NotifyLoop(Connections):
+class NotifyLoop(Timers, Connections):
     """An asyncio event loop on a completion port.
 
     Made without arguments, so the class itself is a loop factory. `selector`, if given, must be a
@@ -126,9 +119,6 @@ class NotifyLoop(Connections):
     _closed = True  # until __init__ has made it a loop: __del__ looks
     _selector: NotificationSelector
     _ready: deque[asyncio.Handle]
-    _scheduled: list[tuple[float, int, asyncio.TimerHandle]]
-    _timer_cancelled_count: int
-    _clock_resolution: float
     _stopping: bool
     _debug: bool
     _current_handle: asyncio.Handle | None
@@ -137,7 +127,6 @@ class NotifyLoop(Connections):
     _internal_fds: int
     _check_closed: Callable[[], None]
     _check_thread: Callable[[], None]
-    _check_callback: Callable[[object, str], None]
 
     def __init__(self, selector: NotificationSelector | None = None) -> None:
         if selector is None:
@@ -156,27 +145,14 @@ class NotifyLoop(Connections):
         """As asyncio's."""
         spare = self._turn.spare
         if not spare:
-            return self._call_soon_anew(callback, args, context)
+            return self._call_soon_anew("call_soon", callback, args, context)
         try:
             handle = spare.pop()
         except IndexError:  # a signal handler that came in between took the last
-            return self._call_soon_anew(callback, args, context)
+            return self._call_soon_anew("call_soon", callback, args, context)
         handle._callback = callback
         handle._args = args
         handle._context = copy_context() if context is None else context
-        self._ready.append(handle)
-        return handle
-
-    def _call_soon_anew(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> asyncio.Handle:
-        """With a handle that was not used before."""
-        if self._turn.checked:
-            checked = super().call_soon(callback, *args, context=context)
-            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
-                del checked._source_traceback[-2:]  # type: ignore[attr-defined]  # our own frames
-            return checked
-        handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
@@ -187,11 +163,11 @@ class NotifyLoop(Connections):
         turn = self._turn
         spare = turn.spare_for_threads
         if not spare:
-            return self._call_soon_threadsafe_anew(callback, args, context)
+            return self._call_soon_anew("call_soon_threadsafe", callback, args, context)
         try:
             handle = spare.pop()
         except IndexError:  # another thread took the last
-            return self._call_soon_threadsafe_anew(callback, args, context)
+            return self._call_soon_anew("call_soon_threadsafe", callback, args, context)
         handle._callback = callback
         handle._args = args
         handle._context = copy_context() if context is None else context
@@ -200,57 +176,22 @@ class NotifyLoop(Connections):
             self._write_to_self()
         return handle
 
-    def _call_soon_threadsafe_anew(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    def _call_soon_anew(
+        self, method: str, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
     ) -> asyncio.Handle:
-        """With a handle that was not used before."""
+        """As the method of that name, with a handle that was not used before."""
+        handle: asyncio.Handle
         if self._turn.checked:
-            checked = super().call_soon_threadsafe(callback, *args, context=context)
-            if checked._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
-                del checked._source_traceback[-2:]  # type: ignore[attr-defined]  # our own frames
-            return checked
-        handle = LockedHandle(callback, args, self, context)
+            handle = getattr(super(), method)(callback, *args, context=context)
+            if handle._source_traceback:  # type: ignore[attr-defined]  # not where another thread ends debug mode
+                del handle._source_traceback[-2:]  # type: ignore[attr-defined]  # our own frames
+            return handle
+        kind = LockedHandle if method == "call_soon_threadsafe" else Handle
+        handle = kind(callback, args, self, context)
         self._ready.append(handle)
-        if self._turn.sleeping:
+        if method == "call_soon_threadsafe":
             self._write_to_self()
         return handle
-
-    def call_later(
-        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        """As asyncio's: in `delay` seconds."""
-        if delay is None:
-            raise TypeError("delay must not be None")
-        return self._schedule(self.time() + delay, callback, args, context, "call_later")
-
-    def call_at(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        """As asyncio's: when `time()` has reached `when`, in seconds."""
-        if when is None:
-            raise TypeError("when cannot be None")
-        return self._schedule(when, callback, args, context, "call_at")
-
-    def _schedule(
-        self, when: float, callback: Callable[..., object], args: Any, context: Context | None, method: str
-    ) -> asyncio.TimerHandle:
-        if self._closed:
-            self._check_closed()
-        timer: asyncio.TimerHandle
-        if self._debug:
-            self._check_thread()
-            self._check_callback(callback, method)
-            timer = asyncio.TimerHandle(when, callback, args, self, context)
-            if timer._source_traceback:  # type: ignore[attr-defined]
-                del timer._source_traceback[-2:]  # type: ignore[attr-defined]  # from here on it is our own frames
-            timer._scheduled = True  # type: ignore[attr-defined]
-        else:
-            timer = TimerHandle(when, callback, args, self, context)
-        # The number keeps timers of the same time in order, and the heap from comparing handles.
-        turn = self._turn
-        turn.timers += 1
-        heappush(self._scheduled, (when, turn.timers, timer))
-        return timer
 
     def set_debug(self, enabled: bool) -> None:
         """As asyncio's."""
@@ -426,45 +367,6 @@ class NotifyLoop(Connections):
                 self._ready.append(interest.reader)
             if mask & EVENT_WRITE and interest.writer is not None:
                 self._ready.append(interest.writer)
-
-    def _until_next_timer(self) -> int:
-        """Nanoseconds."""
-        scheduled = self._scheduled
-        if scheduled[0][2]._cancelled or self._timer_cancelled_count > MIN_CANCELLED:
-            self._drop_cancelled_timers()
-            if not scheduled:
-                return -1
-        seconds = scheduled[0][0] - self.time()
-        if seconds <= 0.0:
-            return 0
-        return ceil(1e9 * seconds) if seconds < LONGEST_WAIT else ceil(1e9 * LONGEST_WAIT)
-
-    def _schedule_due_timers(self) -> None:
-        if self._timer_cancelled_count > MIN_CANCELLED:
-            self._drop_cancelled_timers()
-        scheduled = self._scheduled
-        now = self.time() + self._clock_resolution
-        while scheduled and scheduled[0][0] < now:
-            timer = heappop(scheduled)[2]
-            timer._scheduled = False  # type: ignore[attr-defined]
-            if timer._cancelled:
-                self._timer_cancelled_count -= 1
-            else:
-                self._ready.append(timer)
-
-    def _drop_cancelled_timers(self) -> None:
-        """Those that would be next, and all if they are many."""
-        scheduled = self._scheduled
-        if self._timer_cancelled_count > max(MIN_CANCELLED, CANCELLED_SHARE * len(scheduled)):
-            for _, _, timer in scheduled:
-                if timer._cancelled:
-                    timer._scheduled = False  # type: ignore[attr-defined]
-            scheduled[:] = [entry for entry in scheduled if not entry[2]._cancelled]
-            heapify(scheduled)
-            self._timer_cancelled_count = 0
-        while scheduled and scheduled[0][2]._cancelled:
-            self._timer_cancelled_count -= 1
-            heappop(scheduled)[2]._scheduled = False  # type: ignore[attr-defined]
 
     def _run_timed(self, count: int) -> None:
         """The same with debug mode's report of slow callbacks."""

@@ -693,28 +693,21 @@ class TestOurs:
             assert runner.run(main()) == b""
 
     @pytest.mark.skipif(UNSHARED < 0, reason="without a global lock nobody knows who else has a handle")
-    def test_handles_that_nobody_kept_are_used_again(self, notify_loop: notifyloop.NotifyLoop) -> None:
-        kept = notify_loop.call_soon(int)
-        notify_loop.call_soon_threadsafe(int)
+    @pytest.mark.parametrize(
+        ("method", "place"), [("call_soon", "spare"), ("call_soon_threadsafe", "spare_for_threads")]
+    )
+    def test_handles_that_nobody_kept_are_used_again(
+        self, notify_loop: notifyloop.NotifyLoop, method: str, place: str
+    ) -> None:
+        schedule = getattr(notify_loop, method)
+        kept = schedule(int)
         for _ in range(2 * MOST_SPARE):
-            notify_loop.call_soon(int)
+            schedule(int)
         run_turns(notify_loop)
-        spare = notify_loop._turn.spare
+        spare = getattr(notify_loop._turn, place)
         assert len(spare) == MOST_SPARE
         assert kept not in spare
-        assert notify_loop.call_soon(int) not in spare
-        assert len(spare) == MOST_SPARE - 1
-
-    @pytest.mark.skipif(UNSHARED < 0, reason="without a global lock nobody knows who else has a handle")
-    def test_handles_of_other_threads_likewise(self, notify_loop: notifyloop.NotifyLoop) -> None:
-        kept = notify_loop.call_soon_threadsafe(int)
-        for _ in range(2 * MOST_SPARE):
-            notify_loop.call_soon_threadsafe(int)
-        run_turns(notify_loop)
-        spare = notify_loop._turn.spare_for_threads
-        assert len(spare) == MOST_SPARE
-        assert kept not in spare
-        assert notify_loop.call_soon_threadsafe(int) not in spare
+        assert schedule(int) not in spare
         assert len(spare) == MOST_SPARE - 1
 
     def test_one_foreign_call_per_turn(self, notify_loop: notifyloop.NotifyLoop, pair: Pair, traits: set[str]) -> None:
