@@ -77,7 +77,7 @@ class Connections(System):
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
     ) -> None:
-        """Accept what waits, up to `backlog` connections in one turn.
+        """Accept what waits, up to `backlog` connections in one turn, and begin with each at once.
 
         Nothing that happens to one connection ends the listening. Where descriptors or memory are short, it pauses.
         """
@@ -92,6 +92,8 @@ class Connections(System):
             except ConnectionError:  # aborted before we came to it
                 continue
             except OSError as error:
+                if sock.fileno() == -1:
+                    return  # somebody who came has closed it
                 if error.errno in GONE or getattr(error, "winerror", None) == ERROR_NETNAME_DELETED:
                     continue
                 if error.errno not in SHORT_OF_RESOURCES:
@@ -119,7 +121,7 @@ class Connections(System):
                 protocol = protocol_factory()
                 if internet:  # a proxy's many connections share its address: sixty bytes each
                     address = (intern(address[0]), *address[1:])
-                StreamTransport(self, connection, protocol, None, None, server, address)  # type: ignore[arg-type]
+                StreamTransport(self, connection, protocol, None, None, server, address, at_once=True)  # type: ignore[arg-type]
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:

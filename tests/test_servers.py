@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows passes no descriptors on, and shares no port so")
 BOTH = ["asyncio", "notifyloop"]
@@ -75,6 +75,42 @@ module, _, name = sys.argv[1].partition(":")
 with asyncio.Runner(loop_factory=getattr(importlib.import_module(module), name)) as runner:
     runner.run(main())
 """
+
+
+class Guest(asyncio.Protocol):
+    """Has come only to close the server."""
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.close = close
+
+    def connection_made(self, transport: Any) -> None:
+        self.close()
+        transport.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_server_closes_when_the_first_has_come(more: int) -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    closed = asyncio.Event()
+
+    def close() -> None:
+        server.close()
+        closed.set()
+
+    server = await loop.create_server(lambda: Guest(close), "127.0.0.1", 0, start_serving=False)
+    with contextlib.ExitStack() as guests:
+        listener = server.sockets[0]
+        await server.start_serving()
+        for _ in range(1 + more):
+            guests.enter_context(socket.create_connection(listener.getsockname()))
+        await closed.wait()
+        await server.wait_closed()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert complaints == []
 
 
 class TestSocketsOfOthers:

@@ -141,6 +141,7 @@ class StreamTransport(SocketTransport):
         extra: dict[str, Any] | None = None,
         server: base_events.Server | None = None,
         peername: Any = None,
+        at_once: bool = False,
     ) -> None:
         self._server: Any = None  # __del__ looks, also when this fails
         super().__init__(loop, sock, protocol, extra, peername)
@@ -160,7 +161,10 @@ class StreamTransport(SocketTransport):
             else:
                 server._attach()  # type: ignore[attr-defined]
         send_without_delay(sock)
-        loop.call_soon(self._begin, waiter, context=self._context)
+        if at_once:
+            self._context.run(self._begin, waiter)
+        else:
+            loop.call_soon(self._begin, waiter, context=self._context)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
