@@ -284,16 +284,17 @@ class NotifyLoop(Timers, Connections):
             if turn.checked:
                 self._run_timed(count)
             else:
-                spare = turn.spare
+                # Not those that a callback makes, which switches to debug mode.
+                spare, spare_for_threads = turn.spare, turn.spare_for_threads
                 for _ in range(count):
                     handle: Any = popleft()
                     try:
                         if type(handle) is not Handle:
                             if type(handle) is LockedHandle:
                                 handle._run()
-                                if getrefcount(handle) == UNSHARED and len(turn.spare_for_threads) < MOST_SPARE:
+                                if getrefcount(handle) == UNSHARED:
                                     handle._callback = handle._args = handle._context = None  # type: ignore[assignment]
-                                    turn.spare_for_threads.append(handle)
+                                    spare_for_threads.append(handle)
                             elif not handle._cancelled:
                                 handle._run()
                             continue
@@ -316,7 +317,7 @@ class NotifyLoop(Timers, Connections):
             handle = callback = args = None  # type: ignore[assignment]  # they must not live until the next turn
             if count >= MANY:
                 turn.hold_until = 0.0
-                del turn.spare[MOST_SPARE:]
+                del turn.spare[MOST_SPARE:], turn.spare_for_threads[MOST_SPARE:]
             if turn.to_flush:
                 self._flush_writes()
             if self._stopping or not ready:

@@ -50,6 +50,17 @@ class TestSwitching:
         loop.run_until_complete(main())
         assert seen == [(True, True), (False, False)] * 2
 
+    @pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe"])
+    def test_by_a_callback(self, loop: Loop, method: str) -> None:
+        """What is scheduled from then on remembers who did that."""
+        if type(loop).__module__ == "uvloop":
+            pytest.skip("uvloop's handles have no such attribute")
+        schedule = getattr(loop, method)
+        schedule(loop.set_debug, True)
+        run_turn(loop)
+        handle = schedule(int)
+        assert handle._source_traceback[-1].name == "test_by_a_callback"
+
     def test_while_other_threads_call(self, loop: Loop) -> None:
         """Each of their calls is made, in whichever mode."""
         called: list[int] = []
