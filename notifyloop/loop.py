@@ -320,7 +320,8 @@ class NotifyLoop(Timers, Connections):
                 del turn.spare[MOST_SPARE:], turn.spare_for_threads[MOST_SPARE:]
             if turn.to_flush:
                 self._flush_writes()
-            if self._stopping or not ready:
+            # In debug mode other threads, which look for their source lines, give way each time: let them in each turn.
+            if self._stopping or not ready or turn.checked:
                 return
             if not batches:
                 deadline = monotonic() + POLL_AFTER
