@@ -16,7 +16,7 @@ from sys import intern
 from typing import TYPE_CHECKING
 
 from notifyloop.transports import DatagramTransport, StreamTransport, TLSProtocol
-from notifyloop.transports.base import INTERNET, family_of, kind_of
+from notifyloop.transports.base import INTERNET, family_of, true_family, true_kind
 
 if sys.platform == "win32":
     from notifyloop.windows.system import System
@@ -52,7 +52,7 @@ def accept(sock: socket.socket) -> tuple[socket.socket, Any]:
         return sock.accept()
     descriptor, address = sock._accept()  # type: ignore[attr-defined]
     try:
-        return socket.socket(family_of(sock), kind_of(sock), sock.proto, descriptor), address
+        return socket.socket(true_family(sock), true_kind(sock), sock.proto, descriptor), address
     except BaseException:
         socket.close(descriptor)
         raise

@@ -75,7 +75,7 @@ WAKE_UP = REGISTERED - 1  # the key of the packet that only ends a wait; Windows
 EVENTS = 0xFF
 PLACE = 0xFFFFFF00 & (REGISTERED - 1)
 LAST_PLACE = PLACE >> 8
-numbers = count(1 << 32, 1 << 32)
+numbers = count(1 << 32, 1 << 32)  # of all the process's interests
 OTHER_EVENTS = 1 << 32  # and more: words of interests with more to tell
 OTHER_ORIGIN = 2 << 32  # and more: words of packets from elsewhere
 INPUT = int(Event.IN)
@@ -232,7 +232,7 @@ class NotificationSelector(BaseSelector):
         return interest
 
     def _leave_place(self, interest: Interest, vacant: list[int]) -> None:
-        place = (interest.key & PLACE) >> 8
+        place = place_of(interest.key)
         self.places[place] = NOBODY
         vacant.append(place)
 

@@ -41,8 +41,6 @@ class Timers(SelectorEventLoop):
     _scheduled: list[tuple[float, int, asyncio.TimerHandle]]
     _timer_cancelled_count: int
     _clock_resolution: float
-    _debug: bool
-    _closed: bool
     _check_closed: Callable[[], None]
     _check_thread: Callable[[], None]
     _check_callback: Callable[[object, str], None]
@@ -66,10 +64,10 @@ class Timers(SelectorEventLoop):
     def _schedule(
         self, when: float, callback: Callable[..., object], args: Any, context: Context | None, method: str
     ) -> asyncio.TimerHandle:
-        if self._closed:
-            self._check_closed()
+        turn = self._turn
         timer: asyncio.TimerHandle
-        if self._debug:
+        if turn.checked:
+            self._check_closed()
             self._check_thread()
             self._check_callback(callback, method)
             timer = asyncio.TimerHandle(when, callback, args, self, context)
@@ -79,7 +77,6 @@ class Timers(SelectorEventLoop):
         else:
             timer = TimerHandle(when, callback, args, self, context)
         # The number keeps timers of the same time in order, and the heap from comparing handles.
-        turn = self._turn
         turn.timers += 1
         heappush(self._scheduled, (when, turn.timers, timer))
         return timer

@@ -38,17 +38,13 @@ LOW_WATER = HIGH_WATER // 4
 
 INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
 
-# The numbers without their names: to look for one name costs more than to make the socket.
-_family_of: Callable[[socket.socket], int] = socket.SocketType.family.__get__
-_kind_of: Callable[[socket.socket], int] = socket.SocketType.type.__get__
+# The numbers without their names, of true sockets: to look for one name costs more than to make the socket.
+true_family: Callable[[socket.socket], int] = socket.SocketType.family.__get__
+true_kind: Callable[[socket.socket], int] = socket.SocketType.type.__get__
 
 
 def family_of(sock: socket.socket) -> int:
-    return _family_of(sock) if isinstance(sock, socket.socket) else sock.family
-
-
-def kind_of(sock: socket.socket) -> int:
-    return _kind_of(sock) if isinstance(sock, socket.socket) else sock.type
+    return true_family(sock) if isinstance(sock, socket.socket) else sock.family
 
 
 class Writer:
