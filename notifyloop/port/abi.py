@@ -2,8 +2,9 @@
 
 The text below is C for a compiler (the Linux provider is built with it) and a `cdef` for cffi (the Windows
 providers are bound with it). Layouts and values are those of winsock2.h and ioapiset.h; they are the same
-on every platform, so what runs on Linux is called exactly as on Windows. Two things are ours and marked so:
-a timeout finer than a millisecond, and the counters.
+on every platform, so what runs on Linux is called exactly as on Windows. What is ours is marked so: a timeout
+finer than a millisecond, the packed form of the call, an operation and a call for those who use it, errors that
+carry an errno, and the counters.
 
 Sources: "ProcessSocketNotifications function (winsock2.h)", "SOCK_NOTIFY_REGISTRATION structure
 (winsock2.h)", "Winsock socket state notifications" and "GetQueuedCompletionStatusEx function (ioapiset.h)"
@@ -106,17 +107,38 @@ DWORD GetLastError(void);
 # result are dear: the registrations are bytes that nobody changes; those that failed are listed apart; and what it
 # returns is the number of packets and, in the upper half, of failures, or a negative error code.
 #
-# A loop makes the same call again and again, and so keeps its arguments: PACKED_CALL. `packed` and `size` are for one
-# call only. `dequeued` tells how many packets of the last call are still in `entries`. Of those sockets, the one-shot
-# registrations that the packets have disarmed are enabled again as they were, each unless something else was ordered
-# for it since, or is now: a program that goes on as before need not say so.
+# A loop makes the same call again and again, and so keeps its arguments: PACKED_CALL. `size` tells how many bytes of
+# `packed` are still to be applied; the call that does sets it to 0. `dequeued` tells how many packets of the last call
+# are still in `entries`. Of those sockets, the one-shot registrations that the packets have disarmed are enabled again
+# as they were, each unless something else was ordered for it since, or is now: a program that goes on as before need
+# not say so. `failed` tells how many registrations are in `failures`; until somebody has read them and set it to 0,
+# the call does nothing but return that number again.
 #
 # And `words` has each packet as one number. A key whose highest bit is set has a number in its bits 8 to 31 (to 30
 # where keys have 32 bits), and leaves the lowest 8 free for the event mask. What most packets say, that there is
 # something to receive, is said by that number alone: an index, by which a program finds who is meant. It is not told
 # then whether there will be no more: whoever receives all meets the end. With other events, the word is 2**32 and those
 # 32 bits. A key without the highest bit is told by its lower 32 bits and 2**33.
+#
+# Whoever is about to close a registered descriptor, or has just closed it, may say so with SOCK_NOTIFY_OP_FORGET, which
+# brings no notice and never fails; then the descriptor's next owner is not taken for the one that it had. A file that
+# goes on being open in a forked child would go on being reported, if it were not said before it is closed:
+# ForgetRegistration does so at once. `fork_count` is how many forks there were: only what was registered before the
+# last one can be open in a child.
+#
+# SOCK_NOTIFY_OP_RENEW is ENABLE for a descriptor that may be another file's by now, because somebody has put that under
+# the same number: then it is registered in the place of the one that is gone.
+#
+# PutBackPackets undoes the dequeuing of packets that nobody has looked at. And an error with the bit of
+# ERROR_SYSTEM_CALL is the errno of a call of the system; with that of ERROR_AFTER_FORK, of one that should have made an
+# inherited port the child's own. (Windows leaves bit 29 of an error to applications.)
 EXTENSIONS = """
+#define SOCK_NOTIFY_OP_FORGET 0x80
+#define SOCK_NOTIFY_OP_RENEW 0x40
+
+#define ERROR_SYSTEM_CALL 0x20000000
+#define ERROR_AFTER_FORK 0x20010000
+
 typedef struct {
     uint64_t calls;
     uint64_t waits;
@@ -150,8 +172,11 @@ typedef struct {
     ULONG completionCount;
     OVERLAPPED_ENTRY *entries;
     UINT32 dequeued;
+    UINT32 failed;
     int64_t *words;
 } PACKED_CALL;
+
+extern uint32_t fork_count;
 
 DWORD ProcessSocketNotificationsNs(HANDLE port,
                                    UINT32 registrationCount, SOCK_NOTIFY_REGISTRATION *registrations,
@@ -165,6 +190,10 @@ int64_t ProcessPackedNotifications(HANDLE port,
                                    ULONG completionCount, OVERLAPPED_ENTRY *entries);
 
 int64_t ProcessPackedCall(PACKED_CALL *call);
+
+BOOL ForgetRegistration(HANDLE port, SOCKET socket, ULONG_PTR key);
+
+BOOL PutBackPackets(HANDLE port, OVERLAPPED_ENTRY *entries, ULONG count);
 
 BOOL GetPortCounters(HANDLE port, PORT_COUNTERS *counters);
 """

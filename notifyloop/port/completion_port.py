@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from notifyloop.port.abi import FULL_ENTRY
-from notifyloop.port.batch import Batch
+from notifyloop.port.batch import LONGEST, MAX_BATCH, ONLY_COUNT, Batch, call_error, failures_of, was_applied
+from notifyloop.port.forks import Guarded
 from notifyloop.port.provider import provider
 from notifyloop.port.registration import REGISTERED, Event, Notification, Operation, Registration
 
@@ -27,7 +28,7 @@ __all__ = ["CompletionPort", "PortCounters"]
 ffi = provider.ffi
 lib = provider.lib
 
-MAX_BATCH = 512  # what one call dequeues at most
+REMOVED = int(Event.REMOVE)
 GONE = (errno.ENOENT, errno.EBADF, errno.ENOTSOCK)  # what a removal fails with if nothing is left to remove
 NOTHING_CHANGED = -1  # the result of each registration of a call that failed as a whole
 
@@ -74,7 +75,7 @@ class _Buffers(threading.local):
     batch: Batch | None = None
 
 
-class CompletionPort:
+class CompletionPort(Guarded):
     """A queue of notifications, and the registrations that fill it; any number of threads may use it at once.
 
         with CompletionPort() as port:
@@ -86,21 +87,23 @@ class CompletionPort:
     without waiting, and raise its error. The rules of ownership are explained in
     `notifyloop.port.registration`.
 
+    A child that is forked has the port as it was, with the same registrations and packets, and from then on its own.
+
     Raises OSError where the system has no descriptors left for a port.
     """
 
-    __slots__ = ("__weakref__", "_buffers", "_by_socket", "_handle", "_live", "_lock")
+    __slots__ = ("__weakref__", "_buffers", "_by_socket", "_handle", "_live")
 
     def __init__(self) -> None:
         self._handle: Any = None
+        super().__init__()
         handle = lib.CreateIoCompletionPort(ffi.cast("HANDLE", -1), ffi.NULL, 0, 0)
         if handle == ffi.NULL:
             raise OSError(ffi.errno, f"cannot create a completion port: {os.strerror(ffi.errno)}")
         self._handle = handle
         self._buffers = _Buffers()
         # The port keeps registrations, and with them their keys, alive until REMOVE was dequeued. Those that
-        # have not been removed are found by their socket, too. A finalizer may come in under the lock.
-        self._lock = threading.RLock()
+        # have not been removed are found by their socket, too.
         self._live: dict[int, Registration] = {}
         self._by_socket: dict[int, Registration] = {}
 
@@ -113,8 +116,8 @@ class CompletionPort:
         """Apply a batch of registrations, then wait for notifications: one foreign call.
 
         `timeout` is in seconds, None waits for ever. At most `max_notifications` (1 to 512) are returned; 0
-        only registers. A registration that fails has its `result` set and neither fails the call nor
-        shortens the wait.
+        only registers. A registration that fails has its `result` set and does not fail the call. It ends the wait,
+        but not that of Windows' own call.
 
         Raises ValueError for a negative timeout or a closed port, also if it is closed during the wait, and
         MemoryError or OSError if the call failed as a whole: then nothing was changed.
@@ -123,25 +126,33 @@ class CompletionPort:
             raise ValueError(f"timeout must be None or not negative, not {timeout!r}")
         if not 0 <= max_notifications <= MAX_BATCH:
             raise ValueError(f"max_notifications must be from 0 to {MAX_BATCH}, not {max_notifications!r}")
-        ns = -1 if timeout is None else int(min(timeout * 1e9, 2**62))
+        ns = -1 if timeout is None else int(min(timeout, LONGEST // 10**9) * 1e9)
         changes = list(registrations)
         packed = b"".join([registration.pack() for registration in changes])
         batch, live = self._take_batch(), self._live
-        noted = self._note(changes) if changes else []
+        noted: list[_Change] = []
+        landed: list[Any] = []
+        removed: list[Registration] = []
         try:
-            count = batch.exchange(packed, ns, max_notifications)
-            entries = list(FULL_ENTRY.iter_unpack(batch.entries[: count * FULL_ENTRY.size]))
-            failures = {index: result for index, _, result in batch.failures}
-        except (MemoryError, OSError):
-            self._settle(noted, dict.fromkeys(range(len(noted)), NOTHING_CHANGED))
-            raise
-        finally:
+            if changes:
+                self._note(changes, noted)
+            value = batch.call(landed, packed, ns, max_notifications)
+            if noted:
+                self._settle(noted, failures_of(landed) if value > ONLY_COUNT else [])
+            notifications = self._notifications(live, batch, value & ONLY_COUNT) if value & ONLY_COUNT else []
+            self._forget(live, notifications, removed)
+            return self._put_batch(batch, notifications)
+        except BaseException:
             self._buffers.batch = batch
-        if failures:
-            for index, result in failures.items():
-                changes[index].result = result
-        self._settle(noted, failures)
-        return [self._notification(live, *entry) for entry in entries]
+            if was_applied(landed):
+                # An interrupt. What was changed stays changed; what was dequeued, and would be handed out to nobody,
+                # will be dequeued again.
+                self._settle(noted, failures_of(landed))
+            else:
+                self._settle(noted, [(index, 0, NOTHING_CHANGED) for index in range(len(noted))])
+            live.update((registration.generation, registration) for registration in removed)
+            batch.put_back(landed)
+            raise
 
     def _take_batch(self) -> Batch:
         """This thread's buffers, its own until it puts them back: a finalizer or a signal handler that calls
@@ -153,29 +164,33 @@ class CompletionPort:
         self._buffers.batch = None
         return batch or Batch(handle, MAX_BATCH)
 
-    def _note(self, changes: list[Registration]) -> list[_Change]:
+    def _put_batch(self, batch: Batch, notifications: list[Notification]) -> list[Notification]:
+        self._buffers.batch = batch
+        return notifications
+
+    def _note(self, changes: list[Registration], noted: list[_Change]) -> None:
         """Notes the changes before the call. Where it waits, other threads may long have dequeued what they
         brought about, and changed the registrations again, when it returns.
         """
-        noted = []
-        with self._lock:
+        with self.lock:
             for registration in changes:
                 registration.result = 0
                 operation, socket = registration.operation, registration.socket
                 previous = self._by_socket.get(socket)
-                known = registration.generation in self._live
+                noted.append((registration, operation, previous, registration.generation in self._live))
                 if operation == Operation.ENABLE:
                     self._live[registration.generation] = self._by_socket[socket] = registration
                 elif operation == Operation.REMOVE and previous is registration:
                     del self._by_socket[socket]
-                noted.append((registration, operation, previous, known))
-        return noted
 
-    def _settle(self, noted: list[_Change], failures: dict[int, int]) -> None:
-        """Takes back what failed, and forgets what was replaced."""
-        with self._lock:
+    def _settle(self, noted: list[_Change], failures: list[tuple[int, int, int]]) -> None:
+        """Takes back what failed, and forgets what was replaced. To do it twice does no harm."""
+        results = {index: result for index, _, result in failures}
+        with self.lock:
             for index, (registration, operation, previous, known) in enumerate(noted):
-                socket, result = registration.socket, failures.get(index, 0)
+                socket, result = registration.socket, results.get(index, 0)
+                if result and result != NOTHING_CHANGED:
+                    registration.result = result
                 if operation == Operation.ENABLE and previous is not registration:
                     if not result:
                         if previous is not None:  # its socket was closed, which gave no notice
@@ -188,10 +203,14 @@ class CompletionPort:
                         if previous is not None and previous.generation in self._live:
                             self._by_socket[socket] = previous
                 elif operation == Operation.REMOVE and previous is registration and result:
-                    if provider.describe(result)[0] in GONE:  # no notice will come
+                    if result != NOTHING_CHANGED and provider.describe(result)[0] in GONE:  # no notice will come
                         self._live.pop(registration.generation, None)
                     else:
                         self._by_socket.setdefault(socket, registration)
+
+    def _notifications(self, live: dict[int, Registration], batch: Batch, count: int) -> list[Notification]:
+        entries = FULL_ENTRY.iter_unpack(batch.entries[: count * FULL_ENTRY.size])
+        return [self._notification(live, *entry) for entry in entries]
 
     def _notification(
         self, live: dict[int, Registration], key: int, overlapped: int, _internal: int, value: int
@@ -202,11 +221,19 @@ class CompletionPort:
         registration = live.get(key)
         if registration is None:
             return Notification(key, events, None, value, 0)
-        if events & Event.REMOVE:
-            with self._lock:
-                if self._by_socket.get(registration.socket) is not registration:  # or it was made again
-                    live.pop(key, None)
         return Notification(registration.key, events, registration, value, 0)  # the rest is Winsock's own
+
+    def _forget(
+        self, live: dict[int, Registration], notifications: list[Notification], removed: list[Registration]
+    ) -> None:
+        """Forget whose last notifications these are; notes them before."""
+        for notification in notifications:
+            registration = notification.registration
+            if registration is not None and notification.value & REMOVED:
+                removed.append(registration)
+                with self.lock:
+                    if self._by_socket.get(registration.socket) is not registration:  # or it was made again
+                        live.pop(registration.generation, None)
 
     def _apply(self, registration: Registration, operation: Operation) -> None:
         registration.operation = operation
@@ -236,7 +263,7 @@ class CompletionPort:
         before it.
 
         `key` is from 0 to 2**63 - 1 (2**31 - 1 where pointers have 32 bits), `value` from 0 to 2**32 - 1.
-        Raises ValueError for others or if the port is closed, MemoryError.
+        Raises ValueError for others or if the port is closed, MemoryError, OSError.
         """
         if not 0 <= key < REGISTERED:
             raise ValueError(f"key must be from 0 to {REGISTERED - 1}, not {key!r}")
@@ -248,7 +275,7 @@ class CompletionPort:
         if not lib.PostQueuedCompletionStatus(handle, value, key, ffi.NULL):
             if ffi.errno == errno.ENOMEM:
                 raise MemoryError("out of memory for a posted packet")
-            raise ValueError("the completion port is closed")
+            raise call_error(lib.ERROR_INVALID_HANDLE if ffi.errno == errno.EBADF else ffi.errno)
 
     def associate(self, file: int, key: int) -> None:
         """Have the completions of a file's overlapped operations come to this port: on Windows, for a file that
@@ -286,10 +313,10 @@ class CompletionPort:
         return Batch(handle, capacity)
 
     def counters(self) -> PortCounters:
-        """What the port has done so far. Raises ValueError if it is closed."""
+        """What the port has done so far. Raises ValueError if it is closed, OSError as `process`."""
         handle, counters = self._handle, ffi.new("PORT_COUNTERS *")
         if handle is None or not lib.GetPortCounters(handle, counters):
-            raise ValueError("the completion port is closed")
+            raise call_error(lib.ERROR_INVALID_HANDLE if handle is None or ffi.errno == errno.EBADF else ffi.errno)
         return PortCounters(*ffi.unpack(ffi.cast("uint64_t *", counters), len(fields(PortCounters))))
 
     @property
@@ -300,6 +327,10 @@ class CompletionPort:
         """Close the port; waits of other threads end with ValueError. Sockets stay open; closing twice is
         no error.
         """
+        with self.lock:  # or two threads could close it
+            self._close()
+
+    def _close(self) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
             lib.CloseHandle(handle)
@@ -315,8 +346,9 @@ class CompletionPort:
         self.close()
 
     def __del__(self) -> None:
+        # Without the lock: nobody else has it, and a Python that is ending may have taken apart what makes locks.
         if self._handle is not None:
-            self.close()
+            self._close()
 
     def __repr__(self) -> str:
         state = "closed" if self._handle is None else f"{len(self._by_socket)} sockets"

@@ -13,7 +13,7 @@ from notifyloop.port._epoll import ffi, lib
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["describe", "ffi", "lib", "name", "packed_call", "system_handle"]
+__all__ = ["describe", "entry_point", "ffi", "lib", "name", "packed_call", "system_handle"]
 
 name = "epoll"
 
@@ -25,6 +25,10 @@ def describe(result: int) -> tuple[int, str]:
 
 def packed_call(**arguments: Any) -> Any:
     return ffi.new("PACKED_CALL *", arguments)
+
+
+def entry_point(name: str) -> Any:
+    return ffi.addressof(lib, name)
 
 
 def system_handle(port: Any) -> NoReturn:

@@ -17,7 +17,7 @@ ffibuilder.set_source(
     "notifyloop.port._epoll",
     "#define _GNU_SOURCE\n#include <stdint.h>\n" + DECLARATIONS + '#include "epoll_port.c"\n',
     include_dirs=[str(here / "csrc")],
-    depends=[str(here / "abi.py"), str(here / "csrc" / "epoll_port.c")],
+    depends=[str(here / "abi.py"), *map(str, sorted((here / "csrc").iterdir()))],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     libraries=["pthread"],
 )

@@ -12,6 +12,13 @@ closes it looks into `inside` afterwards. So either the call sees that it came t
 open for it; the last to leave closes it. Nobody waits for anybody: a finalizer that closes the port in the
 midst of a call of the same thread would wait for itself.
 
+Interrupts: Ctrl-C raises KeyboardInterrupt in the midst of a call, after whatever the call has done so far. What was
+dequeued must not be lost, and what was disarmed not stay so. So the arguments of a packed call say themselves how far
+it came, in what the kernel wrote there: the packets stay in `entries`, with their number in `received`, until the call
+has returned, and the next call begins with them; `reported` stays until others take its place. What a provider keeps of
+its own it puts in order again with the call after an interrupt, in `recover`. Somebody may be told twice by all this,
+which readiness allows.
+
 Sources: "CreateIoCompletionPort", "GetQueuedCompletionStatusEx" and "PostQueuedCompletionStatus function
 (ioapiset.h)", "I/O Completion Ports", of Microsoft's reference.
 """
@@ -33,7 +40,7 @@ from notifyloop.port.abi import CONSTANTS, DECLARATIONS, ENTRY, FULL_ENTRY, WIND
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Port", "describe", "ffi", "kernel32", "library", "packed_call", "stdcall", "system_handle"]
+__all__ = ["Port", "describe", "entry_point", "ffi", "kernel32", "library", "packed_call", "stdcall", "system_handle"]
 
 
 def stdcall(declarations: str) -> str:
@@ -107,9 +114,11 @@ class PackedCall:
     __slots__ = (
         "completionCount",
         "entries",
+        "failed",
         "failures",
         "packed",
         "port",
+        "received",
         "reported",
         "size",
         "timeoutNs",
@@ -122,21 +131,33 @@ class PackedCall:
     def __init__(self, port: Port, timeoutNs: int, completionCount: int, entries: Any, words: Any) -> None:  # noqa: N803 - as in C
         self.port = port
         self.size = 0
+        self.failed = 0
         self.timeoutNs = timeoutNs
         self.completionCount = completionCount
         self.entries = entries
         self.words = words
-        self.reported: list[tuple[int, int]] = []  # the packets that are still in `entries`
+        self.received = ffi.new("ULONG *")  # packets in `entries` of which the caller does not know yet
+        self.reported: list[tuple[int, int]] = []  # the packets of the call before
 
     def process(self) -> int:
         """ProcessPackedCall."""
-        packed, self.size = bytes(ffi.buffer(self.packed)) if self.size else b"", 0
-        return self.port.process(
+        if self.failed:
+            return self.failed << 32
+        packed, self.size = bytes(ffi.buffer(self.packed, self.size)) if self.size else b"", 0
+        value = self.port.process(
             packed, len(packed), self.failures, self.timeoutNs, self.completionCount, self.entries, self
         )
+        if value > 0:
+            self.failed = value >> 32
+        self.received[0] = 0
+        return value
 
 
 packed_call = PackedCall
+
+
+def entry_point(name: str) -> None:
+    """There is none: what is called is Python's."""
 
 
 class Port:
@@ -154,6 +175,7 @@ class Port:
         "closing",
         "handle",
         "inside",
+        "interrupted",
         "kernel_changes",
         "kernel_waits",
         "left_at",
@@ -172,8 +194,8 @@ class Port:
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        self.inside: list[None] = []  # one for each thread in a call
-        self.closing = self.torn_down = False
+        self.inside: set[object] = set()  # one for each call that is under way
+        self.closing = self.torn_down = self.interrupted = False
         self.lock = threading.RLock()  # a finalizer may come in
         self.left_at = 0
         self.calls = self.waits = self.kernel_waits = self.kernel_changes = 0
@@ -191,13 +213,15 @@ class Port:
                 return cls(handle)
             ffi.errno = errno_of(kernel32.GetLastError())
             return NULL
-        existing.inside.append(None)
+        visit = object()
         try:
+            existing.inside.add(visit)
             if not existing.closing and kernel32.CreateIoCompletionPort(file, existing.handle, key, threads):
                 return existing
             ffi.errno = errno.EBADF if existing.closing else errno_of(kernel32.GetLastError())
             return NULL
         finally:
+            existing.inside.discard(visit)
             existing.leave()
 
     def process(
@@ -211,7 +235,31 @@ class Port:
         call: PackedCall | None = None,
     ) -> int:
         """ProcessPackedNotifications, also as a part of ProcessPackedCall."""
+        visit = object()
+        try:
+            self.inside.add(visit)
+            if self.closing:
+                return -ERROR_INVALID_HANDLE
+            self.calls += 1
+            if self.interrupted:
+                self.recover()
+            return self.carry_out(packed, size, failures, timeout, room, entries, call)
+        except BaseException:
+            self.interrupted = True
+            raise
+        finally:
+            self.inside.discard(visit)
+            self.leave()
+
+    def carry_out(
+        self, packed: bytes, size: int, failures: Any, timeout: int, room: int, entries: Any, call: PackedCall | None
+    ) -> int:
+        """The call itself."""
         raise NotImplementedError
+
+    def recover(self) -> None:
+        """Called once after an interrupt, which may have come anywhere."""
+        self.interrupted = False
 
     def hand_out(self, entries: Any, count: int, call: PackedCall | None) -> None:
         """Say what is in `entries` now."""
@@ -222,8 +270,9 @@ class Port:
 
     def post(self, value: int, key: int, overlapped: Any) -> int:
         """PostQueuedCompletionStatus."""
-        self.inside.append(None)
+        visit = object()
         try:
+            self.inside.add(visit)
             if self.closing:
                 ffi.errno = errno.EBADF
                 return 0
@@ -233,6 +282,7 @@ class Port:
             self.posted += 1
             return 1
         finally:
+            self.inside.discard(visit)
             self.leave()
 
     def counters(self, counters: Any) -> int:
@@ -249,14 +299,12 @@ class Port:
         if self.closing:
             ffi.errno = errno.EBADF
             return 0
-        self.inside.append(None)
         self.closing = True
         self.leave()
         return 1
 
     def leave(self) -> None:
-        """The way out of every call."""
-        self.inside.pop()
+        """The way out of every call: the last one closes the port, if it is to be closed."""
         if self.closing:
             with self.lock:
                 if self.torn_down:
@@ -288,10 +336,11 @@ class Port:
         self.left_at = perf_counter_ns()
         self.waiting_ns += self.left_at - entered
 
-    def put_back(self, entries: Any, count: int) -> None:
-        """Queue again what was dequeued when an interrupt came: it must not be lost."""
+    def put_back(self, entries: Any, count: int) -> int:
+        """PutBackPackets: queue again what a call that is not packed had dequeued when an interrupt came."""
         for key, overlapped, _, value in FULL_ENTRY.iter_unpack(ffi.buffer(entries, count * FULL_ENTRY.size)):
             kernel32.PostQueuedCompletionStatus(self.handle, value, key, ffi.cast("PVOID", overlapped))
+        return 1
 
 
 def library(port: type[Port]) -> SimpleNamespace:
@@ -303,5 +352,12 @@ def library(port: type[Port]) -> SimpleNamespace:
         PostQueuedCompletionStatus=port.post,
         ProcessPackedNotifications=port.process,
         ProcessPackedCall=PackedCall.process,
+        PutBackPackets=port.put_back,
         GetPortCounters=port.counters,
+        ForgetRegistration=lambda *arguments: 1,
+        SOCK_NOTIFY_OP_FORGET=kernel32.SOCK_NOTIFY_OP_DISABLE,  # for what is closed there is no more to do
+        SOCK_NOTIFY_OP_RENEW=kernel32.SOCK_NOTIFY_OP_ENABLE,  # nobody can put another socket under a handle
+        ERROR_SYSTEM_CALL=kernel32.ERROR_SYSTEM_CALL,
+        ERROR_AFTER_FORK=kernel32.ERROR_AFTER_FORK,
+        fork_count=0,
     )

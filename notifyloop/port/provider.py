@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -17,6 +18,19 @@ __all__ = ["Provider", "provider"]
 
 # In the order of preference. A module whose system calls are missing raises ImportError.
 PROVIDERS = {"linux": ["epoll"], "win32": ["winsock", "afd"]}.get(sys.platform, [])
+
+
+ISOLATED = (
+    "notifyloop cannot be imported in a sub-interpreter that has a global interpreter lock of its own: cffi, by which"
+    " it calls the system, supports none. It works in sub-interpreters that share the main interpreter's lock"
+)
+
+
+# There each is isolated, as far as modules are concerned, whatever it shares.
+FREE_THREADED = (
+    "notifyloop cannot be imported in a sub-interpreter of a free-threaded Python: cffi, by which it calls the system,"
+    " supports none"
+)
 
 
 class Provider(Protocol):
@@ -35,6 +49,10 @@ class Provider(Protocol):
         """The structure PACKED_CALL, to write to and to pass to `lib.ProcessPackedCall`."""
 
     @staticmethod
+    def entry_point(name: str) -> Any:
+        """The address of a function of `lib`, as a pointer of C; None if it is Python's."""
+
+    @staticmethod
     def system_handle(port: Any) -> int:
         """The operating system's handle of a port. Raises OSError where it has none."""
 
@@ -51,6 +69,9 @@ def choose() -> Provider:
         try:
             return cast("Provider", import_module(f"notifyloop.port.{name}"))
         except ImportError as error:
+            if "subinterpreter" in str(error):  # CPython's word for it
+                free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+                raise ImportError(FREE_THREADED if free_threaded else ISOLATED) from error
             missing.append(f"{name}: {error}")
     raise ImportError(
         f"notifyloop cannot run on this system ({sys.platform}): " + ("; ".join(missing) or "no provider")

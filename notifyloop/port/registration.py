@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import enum
 import itertools
-import threading
+import struct
 from struct import calcsize
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.forks import Guarded
 from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ lib = provider.lib
 # Completion keys with the highest bit set belong to registrations, the others to whoever posts packets: the
 # key is all that tells a socket's notification from another packet on the same port.
 REGISTERED = 1 << (8 * calcsize("N") - 1)
+
+# An operation of ours, for raw batches: the descriptor is about to be closed, or was just now. It brings no notice.
+FORGET: int = lib.SOCK_NOTIFY_OP_FORGET
+
+# Another: enable, also if the descriptor is another file's by now.
+RENEW: int = lib.SOCK_NOTIFY_OP_RENEW
 
 
 class Event(enum.IntFlag):
@@ -73,6 +80,9 @@ class Operation(enum.IntEnum):
     """Keep the registration, deliver nothing."""
     REMOVE = lib.SOCK_NOTIFY_OP_REMOVE
     """Deregister; `Event.REMOVE` follows."""
+
+
+NAMES = {RENEW: Operation.ENABLE.name, **{int(operation): operation.name for operation in Operation}}
 
 
 class Trigger(enum.IntFlag):
@@ -107,14 +117,13 @@ def descriptor_of(socket: int | HasFileno) -> int:
     return descriptor
 
 
-# The lock is for interpreters without a global one. A finalizer may run inside of it and want a number too.
-_lock = threading.RLock()
 _generations = itertools.count(1)
+_guarded = Guarded()  # for interpreters without a global lock
 
 
 def next_generation() -> int:
     """A completion key for a registration that no registration of this process had before."""
-    with _lock:
+    with _guarded.lock:
         return REGISTERED | next(_generations) & (REGISTERED - 1)
 
 
@@ -147,8 +156,11 @@ class Registration:
         self.generation = next_generation()
 
     def pack(self) -> bytes:
-        """This registration as the operating system's structure."""
-        return REGISTRATION.pack(self.socket, self.generation, self.events, self.operation, self.trigger, 0)
+        """This registration as the operating system's structure. Raises ValueError for what does not fit into it."""
+        try:
+            return REGISTRATION.pack(self.socket, self.generation, self.events, self.operation, self.trigger, 0)
+        except struct.error as error:
+            raise ValueError(f"{self!r} is no registration: {error}") from None
 
     def check(self) -> None:
         """Raise the OSError of the last call's result for this registration, if it failed."""
@@ -157,9 +169,10 @@ class Registration:
 
     def __repr__(self) -> str:
         failed = f" result={self.result}" if self.result else ""
+        operation = getattr(self.operation, "name", self.operation)
         return (
             f"<Registration socket={self.socket} key={self.key!r} events={self.events!r}"
-            f" trigger={self.trigger!r} operation={self.operation.name}{failed}>"
+            f" trigger={self.trigger!r} operation={operation}{failed}>"
         )
 
 
@@ -168,7 +181,8 @@ def registration_error(result: int, descriptor: int, operation: int) -> OSError:
     descriptor.
     """
     errno, meaning = provider.describe(result)
-    return OSError(errno, f"{meaning}: cannot {Operation(operation).name} the registration of descriptor {descriptor}")
+    name = NAMES.get(operation, f"apply {operation!r} to")
+    return OSError(errno, f"{meaning}: cannot {name} the registration of descriptor {descriptor}")
 
 
 class Notification(NamedTuple):

@@ -25,6 +25,7 @@ from notifyloop.port.iocp import (
     REGISTERED,
     Port,
     describe,
+    entry_point,
     ffi,
     kernel32,
     library,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from notifyloop.port.iocp import PackedCall
 
-__all__ = ["describe", "ffi", "lib", "name", "packed_call", "system_handle"]
+__all__ = ["describe", "entry_point", "ffi", "lib", "name", "packed_call", "system_handle"]
 
 name = "winsock"
 
@@ -63,7 +64,6 @@ REMOVE: int = kernel32.SOCK_NOTIFY_OP_REMOVE
 REMOVED: int = kernel32.SOCK_NOTIFY_EVENT_REMOVE
 ONESHOT: int = kernel32.SOCK_NOTIFY_TRIGGER_ONESHOT
 ERROR_SUCCESS = 0
-ERROR_INVALID_HANDLE = 6
 WAIT_TIMEOUT = 258
 ERROR_ABANDONED_WAIT_0 = 735
 ERROR_TIMEOUT = 1460
@@ -77,7 +77,7 @@ class Buffers:
     __slots__ = ("memory", "received", "registrations")
 
     def __init__(self) -> None:
-        self.received = ffi.new("UINT32 *")
+        self.received = ffi.new("UINT32 *")  # for a call that does not bring its own
         self.make_room(64 * REGISTRATION.size)
 
     def make_room(self, size: int) -> None:
@@ -96,66 +96,55 @@ class WinsockPort(Port):
         self.enabled: dict[int, bytes] = {}  # by key: the order that does it again, if a notification disables it
         self.unused_buffers: list[Buffers] = []
 
-    def process(
-        self,
-        packed: bytes,
-        size: int,
-        failures: Any,
-        timeout: int,
-        room: int,
-        entries: Any,
-        call: PackedCall | None = None,
+    def carry_out(
+        self, packed: bytes, size: int, failures: Any, timeout: int, room: int, entries: Any, call: PackedCall | None
     ) -> int:
-        self.inside.append(None)
-        try:
-            if self.closing:
-                return -ERROR_INVALID_HANDLE
-            self.calls += 1
-            orders, again = packed, b""
-            if call is not None and call.reported:
-                again = self.orders_again(packed, call.reported)
-                orders, call.reported = packed + again, []
-                size = len(orders)
-            buffers = self.unused_buffers.pop() if self.unused_buffers else Buffers()
-            registrations = NULL
-            if size:
-                if size > len(buffers.memory):
-                    buffers.make_room(2 * size)
-                buffers.memory[:size] = orders
-                registrations = buffers.registrations
-            count, arrived = size // REGISTRATION.size, 0
-            if room:
-                entered = self.enter_wait()
-                received = buffers.received
-                received[0] = 0
-                try:
-                    code = ProcessSocketNotifications(
-                        self.handle, count, registrations, milliseconds(timeout), room, entries, received
-                    )
-                except BaseException:
+        orders, again = packed, b""
+        if call is not None and call.reported:
+            again = self.orders_again(packed, call.reported)
+            orders = packed + again
+            size = len(orders)
+        buffers = self.unused_buffers.pop() if self.unused_buffers else Buffers()
+        registrations = NULL
+        if size:
+            if size > len(buffers.memory):
+                buffers.make_room(2 * size)
+            buffers.memory[:size] = orders
+            registrations = buffers.registrations
+        received = buffers.received if call is None else call.received
+        count, code = size // REGISTRATION.size, ERROR_SUCCESS
+        if room and not received[0]:
+            entered = self.enter_wait()
+            try:
+                code = ProcessSocketNotifications(
+                    self.handle, count, registrations, milliseconds(timeout), room, entries, received
+                )
+            except BaseException:
+                if call is None:
                     self.put_back(entries, received[0])
-                    raise
-                if code == ERROR_SUCCESS:
-                    arrived = received[0]
-                self.kernel_waits += 1
-                self.leave_wait(entered)
-            else:
-                code = ProcessSocketNotifications(self.handle, count, registrations, 0, 0, NULL, NULL)
-                self.kernel_changes += 1
-            if self.closing:
-                return -ERROR_ABANDONED_WAIT_0
-            if code not in SUCCESSES:
-                return -int(code)
-            results = bytes(buffers.memory[:size])
-            if results == orders:  # none failed, and what was enabled again is as it was
-                self.re_arms += len(again) // REGISTRATION.size
-                results = packed
-            failed = self.note(results, failures) if results else 0
-            self.unused_buffers.append(buffers)
-            self.hand_out(entries, arrived, call)
-            return failed << 32 | arrived
-        finally:
-            self.leave()
+                raise
+            if code != ERROR_SUCCESS:
+                received[0] = 0
+            self.kernel_waits += 1
+            self.leave_wait(entered)
+        elif count:  # nothing to wait for
+            code = ProcessSocketNotifications(self.handle, count, registrations, 0, 0, NULL, NULL)
+            self.kernel_changes += 1
+        if self.closing:
+            return -ERROR_ABANDONED_WAIT_0
+        if code not in SUCCESSES:
+            return -int(code)
+        results = bytes(buffers.memory[:size])
+        if results == orders:  # none failed, and what was enabled again is as it was
+            self.re_arms += len(again) // REGISTRATION.size
+            results = packed
+        failed = self.note(results, failures) if results else 0
+        arrived: int = received[0]
+        if call is None:
+            received[0] = 0
+        self.unused_buffers.append(buffers)
+        self.hand_out(entries, arrived, call)
+        return failed << 32 | arrived
 
     def orders_again(self, packed: bytes, reported: list[tuple[int, int]]) -> bytes:
         """The orders that enable again what these packets have disarmed, but for what is ordered anyway."""

@@ -20,13 +20,20 @@
  *
  *   Orphans. epoll drops a file when its last descriptor is closed. If a duplicate survives (a forked child holds one), the set goes on
  *   reporting a descriptor that can no longer be named in epoll_ctl. Reports without a record that keep coming are that; the set is then
- *   built anew from the records, under the same descriptor.
+ *   built anew from the records. Who knows that a fork has made duplicates of a descriptor has it taken out before it is closed.
+ *
+ *   Forks. A forked child shares the parent's set: what it changed there would be changed for the parent. So the first that enters an
+ *   inherited port builds the child a set of its own, of what was registered when it was forked.
  *
  * The rules that the caller sees, and where they differ from Windows, are in docs/port.md. Results of single registrations are errno
  * values here: what a program can act upon.
  *
+ * Whoever asked hears of what failed: a registration by its result, and then the call does not wait; a wait by the call. What nobody
+ * asked for is tried again. While that fails, the call returns to its caller now and then, for it may have signals to handle.
+ *
  * Locking: one mutex per port guards everything but the wait itself. A handle is looked up, never dereferenced, so a call on a closed
- * port fails instead of touching freed memory; CloseHandle waits until the last thread has left.
+ * port fails instead of touching freed memory; CloseHandle waits until the last thread has left. A fork takes all the mutexes, so that
+ * the child finds every port whole.
  */
 
 #include <errno.h>
@@ -36,6 +43,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -45,19 +53,24 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Wheels are built with the headers of an old Linux, and run on new ones. Since 5.1 a new call has one number everywhere
- * but on Alpha; a kernel that does not know it says so. */
-#if !defined SYS_epoll_pwait2 && !defined __alpha__
+#include "set_members.h"
+
+/* Wheels are built with the headers of an old Linux, and run on new ones. Since 5.1 a new call has one number everywhere, but for what
+ * some architectures add to all of theirs; a kernel that does not know it says so. */
+#if !defined SYS_epoll_pwait2 && !defined __alpha__ && !defined __mips__ && !defined __ia64__ && !(defined __x86_64__ && defined __ILP32__)
 #define SYS_epoll_pwait2 441
 #endif
 
-enum { ABSENT, ENABLED, DISABLED, SPENT }; /* SPENT: disabled by a notification, which may enable it again */
+/* LOST: closed behind its owner's back, who does not know yet. SPENT: disabled by a notification, which may enable it again. */
+enum { ABSENT, LOST, ENABLED, DISABLED, SPENT };
 enum { MAX_PORTS = 1 << 16, MAX_BATCH = 512, ORPHAN_REPORTS = 8 };
 
 #define HIGHEST_BIT ((ULONG_PTR)1 << (8 * sizeof(ULONG_PTR) - 1))
+#define LONGEST (INT64_MAX / 2) /* nanoseconds that can be added to the time */
+#define PAUSE 1000000           /* nanoseconds until what failed is tried again */
 
-/* No descriptor has this number, so no record's (generation, descriptor) equals it. */
-#define WAKE_UP UINT64_MAX
+/* What epoll carries for the eventfd has this bit, which no descriptor's number has. */
+#define WAKE_UP (UINT64_C(1) << 31)
 
 #define KERNEL_ARMED (1u << 27) /* a bit that epoll does not use: tells "armed with an empty filter" from "not in the set" */
 #define PARKED (KERNEL_ARMED | EPOLLET | EPOLLONESHOT) /* epoll cannot mask errors and hang-up: these may be reported, once */
@@ -65,12 +78,14 @@ enum { MAX_PORTS = 1 << 16, MAX_BATCH = 512, ORPHAN_REPORTS = 8 };
 typedef struct {
     ULONG_PTR key;       /* the owner's completion key, returned verbatim */
     uint32_t generation; /* 0 = never used */
-    uint32_t kernel;     /* what the epoll set holds, with KERNEL_ARMED; 0 = the descriptor is not in the set, and state is ABSENT */
+    uint32_t kernel;     /* what the epoll set holds, with KERNEL_ARMED */
+    uint32_t forks;      /* before it was registered; a later one has made a duplicate of the descriptor */
     UINT16 filter;
     UINT8 trigger;
     UINT8 state;
     bool fired;     /* the kernel's own one-shot has fired: it reports nothing until told again */
     bool connected; /* seen as more than a fresh stream socket */
+    UINT8 believed; /* times that it was enabled again without asking the kernel */
 } record_t;
 
 typedef struct {
@@ -79,13 +94,16 @@ typedef struct {
     _Atomic(bool) closing;
     pthread_mutex_t lock;
     pthread_cond_t left;
-    uint32_t fork_epoch;
+    uint32_t process; /* whose the descriptors are, as `this_process` counts */
     int epoll;
     int wake;
+    uint64_t wake_up; /* what epoll carries for `wake`: another for each port */
     uint32_t waiters;
     uint32_t generation;
     uint32_t stale_run;
     bool queue_last;
+    bool unwoken;    /* there are packets that nobody could be woken for */
+    bool unarmed;    /* there are persistent registrations that could not be armed again */
     int64_t left_at; /* when a wait last returned */
     record_t *records; /* by descriptor */
     size_t record_count;
@@ -96,24 +114,43 @@ typedef struct {
 
 /* Ports are recycled, never freed: a late caller with an old handle finds a port whose handle differs. */
 static _Atomic(port_t *) ports[MAX_PORTS];
+static uintptr_t port_count = 1; /* made so far; none has the number 0 */
 static pthread_mutex_t ports_lock = PTHREAD_MUTEX_INITIALIZER;
 static uintptr_t port_generation;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static _Atomic(uint32_t) fork_epoch;
+static uint32_t this_process; /* how many forks it is away from the first */
+uint32_t fork_count;          /* both change with every mutex held */
 static _Atomic(bool) no_pwait2; /* a kernel before 5.11, or a sandbox that does not know the call */
 
-/* A forked child shares the parent's epoll set: a change there would change the parent's registrations. In a child, an inherited port
- * can only be closed. */
+static DWORD adopt(port_t *port);
+static void tear_down(port_t *port);
+
 static void before_fork(void) {
     pthread_mutex_lock(&ports_lock);
+    for (uintptr_t i = 1; i < port_count; i++)
+        pthread_mutex_lock(&atomic_load(&ports[i])->lock);
 }
 
 static void after_fork_in_parent(void) {
+    fork_count++;
+    for (uintptr_t i = 1; i < port_count; i++)
+        pthread_mutex_unlock(&atomic_load(&ports[i])->lock);
     pthread_mutex_unlock(&ports_lock);
 }
 
+/* The threads that were inside exist in the parent only, and with them whoever was about to close a port. */
 static void after_fork_in_child(void) {
-    atomic_fetch_add(&fork_epoch, 1);
+    this_process++;
+    fork_count++;
+    for (uintptr_t i = 1; i < port_count; i++) {
+        port_t *port = atomic_load(&ports[i]);
+        port->waiters = 0;
+        atomic_store(&port->users, 0);
+        pthread_cond_init(&port->left, NULL);
+        pthread_mutex_unlock(&port->lock);
+        if (atomic_load(&port->closing))
+            tear_down(port);
+    }
     pthread_mutex_unlock(&ports_lock);
 }
 
@@ -121,36 +158,62 @@ static void watch_forks(void) {
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-static port_t *find(HANDLE handle) {
-    return handle ? atomic_load(&ports[(uintptr_t)handle % MAX_PORTS]) : NULL;
+/* Wakes one waiting thread. The eventfd is watched edge-triggered: every write is an edge for one thread, and nobody has to read it. */
+static bool wake_one(port_t *port) {
+    uint64_t one = 1;
+    while (write(port->wake, &one, sizeof one) < 0)
+        if (errno != EINTR)
+            return false;
+    return true;
 }
 
-static void leave(port_t *port) {
-    if (atomic_fetch_sub(&port->users, 1) == 1 && atomic_load(&port->closing)) {
-        pthread_mutex_lock(&port->lock);
+static void wake_for_packets(port_t *port) {
+    port->unwoken = port->waiters && !wake_one(port);
+}
+
+/* Unlocks; from then on the port may be somebody else's. */
+static void step_out(port_t *port) {
+    if (atomic_fetch_sub(&port->users, 1) == 1 && atomic_load(&port->closing))
         pthread_cond_broadcast(&port->left);
-        pthread_mutex_unlock(&port->lock);
-    }
+    pthread_mutex_unlock(&port->lock);
 }
 
-static port_t *enter(HANDLE handle) {
-    port_t *port = find(handle);
+/* What every call ends with. A thread that leaves a port that is being closed wakes the next. */
+static void leave(port_t *port) {
+    if (port->unwoken)
+        wake_for_packets(port);
+    if (atomic_load(&port->closing) && atomic_load(&port->users) > 1 && port->process == this_process)
+        wake_one(port);
+    step_out(port);
+}
+
+/* Finds the port, and locks it, be it this process's own yet or not. */
+static port_t *enter_as_it_is(HANDLE handle) {
+    port_t *port = handle ? atomic_load(&ports[(uintptr_t)handle % MAX_PORTS]) : NULL;
     if (!port)
         return NULL;
     atomic_fetch_add(&port->users, 1);
-    if (atomic_load(&port->handle) != (uintptr_t)handle || port->fork_epoch != atomic_load(&fork_epoch)) {
+    pthread_mutex_lock(&port->lock);
+    if (atomic_load(&port->handle) == (uintptr_t)handle)
+        return port;
+    step_out(port);
+    return NULL;
+}
+
+/* What every call begins with. */
+static DWORD enter(HANDLE handle, port_t **found) {
+    port_t *port = *found = enter_as_it_is(handle);
+    if (!port)
+        return ERROR_INVALID_HANDLE;
+    DWORD error = port->process == this_process ? ERROR_SUCCESS : adopt(port);
+    if (error)
         leave(port);
-        return NULL;
-    }
-    return port;
+    return error;
 }
 
 /* ---- the queue of packets ---------------------------------------------------------------------------------------------------- */
 
-/* Makes room for one more packet. What must not fail later is reserved before anything is changed. */
-static bool reserve_packet(port_t *port) {
-    if (port->queue_length < port->queue_size)
-        return true;
+static bool grow_queue(port_t *port) {
     size_t size = port->queue_size ? port->queue_size * 2 : 16;
     OVERLAPPED_ENTRY *queue = malloc(size * sizeof *queue);
     if (!queue)
@@ -164,17 +227,17 @@ static bool reserve_packet(port_t *port) {
     return true;
 }
 
-/* Wakes one waiting thread. The eventfd is watched edge-triggered: every write is an edge for one thread, and nobody has to read it. */
-static void wake_one(port_t *port) {
-    uint64_t one = 1;
-    if (port->waiters)
-        while (write(port->wake, &one, sizeof one) < 0 && errno == EINTR)
-            ;
+/* Makes room for so many more packets. What must not fail later is reserved before anything is changed. */
+static bool reserve_packets(port_t *port, size_t count) {
+    while (port->queue_size - port->queue_length < count)
+        if (!grow_queue(port))
+            return false;
+    return true;
 }
 
 static void push_packet(port_t *port, OVERLAPPED_ENTRY packet) {
     port->queue[(port->queue_head + port->queue_length++) & (port->queue_size - 1)] = packet;
-    wake_one(port);
+    wake_for_packets(port);
 }
 
 static ULONG pop_packets(port_t *port, OVERLAPPED_ENTRY *entries, ULONG room) {
@@ -185,7 +248,7 @@ static ULONG pop_packets(port_t *port, OVERLAPPED_ENTRY *entries, ULONG room) {
         port->queue_length--;
     }
     if (port->queue_length) /* somebody else may take the rest */
-        wake_one(port);
+        wake_for_packets(port);
     return count;
 }
 
@@ -200,18 +263,20 @@ static int tell(port_t *port, int epoll, int operation, int descriptor, const re
     return epoll_ctl(epoll, operation, descriptor, &event) < 0 ? errno : 0;
 }
 
-static int change(port_t *port, int operation, int descriptor, record_t *record, uint32_t events) {
-    int error = tell(port, port->epoll, operation, descriptor, record, events);
-    if (error)
-        return error;
-    record->kernel = operation == EPOLL_CTL_DEL ? 0 : events;
-    record->fired = false;
-    return 0;
+/* Whether there may be another answer later. The others say that the descriptor was closed, or names another file by now. */
+static bool passes(int error) {
+    return error == ENOMEM || error == ENOSPC;
 }
 
-static void forget(record_t *record) {
-    record->state = ABSENT;
-    record->kernel = 0;
+static int change(port_t *port, int operation, int descriptor, record_t *record, uint32_t events) {
+    int error = tell(port, port->epoll, operation, descriptor, record, events);
+    if (!error) {
+        record->kernel = events;
+        record->fired = false;
+    } else if (operation == EPOLL_CTL_MOD && !passes(error)) {
+        record->state = LOST;
+    }
+    return error;
 }
 
 static uint32_t kernel_events(port_t *port, UINT16 filter, UINT8 trigger) {
@@ -238,6 +303,10 @@ static record_t *record_of(port_t *port, int descriptor) {
         size_t count = port->record_count ? port->record_count : 64;
         while (count < needed)
             count *= 2;
+        if (count > SIZE_MAX / sizeof(record_t)) {
+            errno = ENOMEM;
+            return NULL;
+        }
         record_t *records = realloc(port->records, count * sizeof *records);
         if (!records)
             return NULL;
@@ -250,9 +319,10 @@ static record_t *record_of(port_t *port, int descriptor) {
 
 /* Enables what is registered. */
 static int arm(port_t *port, int descriptor, record_t *record, UINT16 filter, UINT8 trigger) {
-    uint32_t events = kernel_events(port, filter, trigger);
-    /* EPOLLONESHOT more or less is no difference while it has not fired. */
-    bool armed = !((record->kernel ^ events) & ~EPOLLONESHOT) && !record->fired;
+    uint32_t events = kernel_events(port, filter, trigger), difference = record->kernel ^ events;
+    if (trigger & SOCK_NOTIFY_TRIGGER_ONESHOT) /* EPOLLONESHOT more or less is no difference while it has not fired */
+        difference &= ~(uint32_t)EPOLLONESHOT;
+    bool armed = !difference && !record->fired;
     int error = armed ? 0 : change(port, EPOLL_CTL_MOD, descriptor, record, events);
     if (error)
         return error;
@@ -276,21 +346,32 @@ static int enable(port_t *port, int descriptor, const SOCK_NOTIFY_REGISTRATION *
     record_t *record = record_of(port, descriptor);
     if (!record)
         return errno;
-    if (record->state != ABSENT && record->key == key)
+    bool renew = registration->operation == SOCK_NOTIFY_OP_RENEW;
+    if (renew && record->state > LOST && record->key == key) {
+        int error = change(port, EPOLL_CTL_MOD, descriptor, record,
+                           kernel_events(port, registration->eventFilter, registration->triggerFlags));
+        if (passes(error))
+            return error;
+    }
+    if (record->state == LOST && record->key == key && !renew)
+        return ENOENT; /* what has the descriptor now is not what was registered */
+    if (record->state > LOST && record->key == key)
         return arm(port, descriptor, record, registration->eventFilter, registration->triggerFlags);
 
     /* A new registration, or one for a descriptor that was closed and reused: the kernel knows. Another key for a file that is
-     * still registered would be a change of key, which takes a REMOVE first. */
+     * still registered would be a change of key, which takes a REMOVE first. Unless nobody has registered it any more: epoll knows a
+     * file by its number, too, and one that lived on in a duplicate may have come back under the old. */
     uint32_t events = kernel_events(port, registration->eventFilter, registration->triggerFlags);
     record_t fresh = {
         .key = key,
         .generation = ++port->generation,
+        .forks = fork_count,
         .filter = registration->eventFilter,
         .trigger = registration->triggerFlags,
         .state = ENABLED,
     };
     int error = change(port, EPOLL_CTL_ADD, descriptor, &fresh, events);
-    if (error == EEXIST && record->state == ABSENT)
+    if (error == EEXIST && record->state <= LOST)
         error = change(port, EPOLL_CTL_MOD, descriptor, &fresh, events);
     if (error)
         return error;
@@ -299,13 +380,34 @@ static int enable(port_t *port, int descriptor, const SOCK_NOTIFY_REGISTRATION *
     return 0;
 }
 
-/* Enables again what this packet has disarmed, unless something else was ordered since. */
+/* Enables again what this packet has disarmed, unless something else was ordered since. Now and then the kernel is asked whether the
+ * descriptor is still the file that was registered: a file that was closed without a word while a duplicate lives is reported for ever. */
 static int enable_again(port_t *port, const OVERLAPPED_ENTRY *packet) {
     size_t descriptor = (size_t)packet->Internal - 1; /* of a packet that is no notification: none */
     record_t *record = descriptor < port->record_count ? &port->records[descriptor] : NULL;
     if (!record || record->state != SPENT || record->key != packet->lpCompletionKey)
         return 0;
+    if (++record->believed == 0) { /* each 256th time */
+        int error = change(port, EPOLL_CTL_MOD, (int)descriptor, record, record->kernel);
+        if (error)
+            return error;
+    }
     return arm(port, (int)descriptor, record, record->filter, record->trigger);
+}
+
+static record_t *find(port_t *port, SOCKET descriptor, ULONG_PTR key) {
+    record_t *record = descriptor < port->record_count ? &port->records[descriptor] : NULL;
+    return record && record->state != ABSENT && record->key == key ? record : NULL;
+}
+
+/* The descriptor is about to be closed, or was just now. */
+static void forget(port_t *port, SOCKET descriptor, ULONG_PTR key) {
+    record_t *record = find(port, descriptor, key);
+    if (!record)
+        return;
+    if (record->forks != fork_count && port->process == this_process) /* to close it would not take it out */
+        tell(port, port->epoll, EPOLL_CTL_DEL, (int)descriptor, record, 0);
+    record->state = ABSENT;
 }
 
 static int apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *registration) {
@@ -314,31 +416,47 @@ static int apply(port_t *port, const SOCK_NOTIFY_REGISTRATION *registration) {
     if (registration->socket > INT_MAX)
         return EBADF;
     int descriptor = (int)registration->socket;
-    if (registration->operation == SOCK_NOTIFY_OP_ENABLE)
+    ULONG_PTR key = (ULONG_PTR)registration->completionKey;
+    if (registration->operation == SOCK_NOTIFY_OP_ENABLE || registration->operation == SOCK_NOTIFY_OP_RENEW)
         return enable(port, descriptor, registration);
-
+    if (registration->operation == SOCK_NOTIFY_OP_FORGET) {
+        forget(port, registration->socket, key);
+        return 0;
+    }
     if (registration->operation != SOCK_NOTIFY_OP_DISABLE && registration->operation != SOCK_NOTIFY_OP_REMOVE)
         return EINVAL;
-    record_t *record = (size_t)descriptor < port->record_count ? &port->records[descriptor] : NULL;
-    if (!record || record->state == ABSENT || record->key != (ULONG_PTR)registration->completionKey)
+    record_t *record = find(port, registration->socket, key);
+    if (!record)
         return ENOENT;
     if (registration->operation == SOCK_NOTIFY_OP_DISABLE) {
+        if (record->state == LOST)
+            return ENOENT;
         record->state = DISABLED;
         return 0;
     }
-    if (!reserve_packet(port))
+    if (!reserve_packets(port, 1))
         return ENOMEM;
-    if (change(port, EPOLL_CTL_DEL, descriptor, record, 0)) {
-        forget(record); /* closed behind our back: that deregistered it, without a notice */
-        return ENOENT;
-    }
+    int error = record->state == LOST ? ENOENT : tell(port, port->epoll, EPOLL_CTL_DEL, descriptor, record, 0);
+    if (passes(error))
+        return error;
     record->state = ABSENT;
+    if (error) /* closed behind our back: that deregistered it, without a notice */
+        return ENOENT;
     push_packet(port, (OVERLAPPED_ENTRY){.lpCompletionKey = record->key,
                                          .dwNumberOfBytesTransferred = SOCK_NOTIFY_EVENT_REMOVE});
     return 0;
 }
 
 /* ---- notifications ----------------------------------------------------------------------------------------------------------- */
+
+/* Linux wakes nobody when a Unix socket is connected. So before that it is writable, as epoll has it: who waits for OUT would wait for
+ * the peer's first data. */
+static uint32_t before_connect(int descriptor, uint32_t events) {
+    int domain;
+    socklen_t length = sizeof domain;
+    bool unix_socket = getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX;
+    return unix_socket ? events & EPOLLOUT : 0;
+}
 
 /* Is it a hang-up? epoll reports one for stream sockets that were never connected, and for datagram sockets that were shut down locally;
  * Winsock reports nothing. Having been reset looks like never having been connected, but for the reading side's end. */
@@ -357,7 +475,7 @@ static uint32_t without_false_hang_up(int descriptor, uint32_t events, bool *con
         length = sizeof peer;
         if (!(now.revents & (POLLIN | POLLRDHUP | POLLERR | POLLNVAL)) &&
             getpeername(descriptor, (struct sockaddr *)&peer, &length) < 0 && errno == ENOTCONN)
-            return 0;
+            return before_connect(descriptor, events);
     }
     *connected = true;
     return events;
@@ -379,21 +497,21 @@ static DWORD reported_events(const record_t *record, uint32_t events) {
     return mask;
 }
 
-/* One report of the kernel becomes a notification, or is withheld. Returns whether `entry` was filled. */
-static bool deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_ENTRY *entry, bool *stale) {
+typedef enum { DELIVERED, WITHHELD, STALE, STUCK } outcome_t; /* STUCK: withheld, and could not be silenced */
+
+/* One report of the kernel becomes a notification, which fills `entry`, or is withheld. */
+static outcome_t deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_ENTRY *entry) {
     size_t descriptor = (uint32_t)event->data.u64;
     record_t *record = descriptor < port->record_count ? &port->records[descriptor] : NULL;
-    if (!record || record->state == ABSENT || record->generation != event->data.u64 >> 32) {
+    if (!record || record->state <= LOST || record->generation != event->data.u64 >> 32) {
         port->counters.stale++;
-        *stale = true;
-        return false;
+        return STALE;
     }
     record->fired = record->kernel & EPOLLONESHOT;
     if (record->state != ENABLED) {
         port->counters.withheld++;
-        if (!record->fired && change(port, EPOLL_CTL_MOD, (int)descriptor, record, PARKED))
-            forget(record); /* closed, with a duplicate alive: from now on an orphan */
-        return false;
+        /* If it was closed, with a duplicate alive, it is an orphan from now on. */
+        return !record->fired && passes(change(port, EPOLL_CTL_MOD, (int)descriptor, record, PARKED)) ? STUCK : WITHHELD;
     }
     uint32_t events = event->events, armed = kernel_events(port, record->filter, record->trigger);
     if (events & (EPOLLHUP | EPOLLRDHUP) && !record->connected)
@@ -401,22 +519,37 @@ static bool deliver(port_t *port, const struct epoll_event *event, OVERLAPPED_EN
     DWORD mask = reported_events(record, events);
     if (!mask) { /* fetched before its filter was changed; or no hang-up: watch it for changes only, until there is one */
         uint32_t changes = (armed | EPOLLET) & ~(uint32_t)EPOLLONESHOT;
-        if (events != event->events && (record->kernel != changes || record->fired) &&
-            change(port, EPOLL_CTL_MOD, (int)descriptor, record, changes))
-            forget(record); /* it was not the reported socket that was looked at, but its descriptor's next */
-        return false;
+        /* If it is lost, it was not the reported socket that was looked at, but its descriptor's next. */
+        return events != event->events && (record->kernel != changes || record->fired) &&
+                       passes(change(port, EPOLL_CTL_MOD, (int)descriptor, record, changes))
+                   ? STUCK
+                   : WITHHELD;
     }
     if (record->trigger & SOCK_NOTIFY_TRIGGER_ONESHOT)
         record->state = SPENT;
-    else if (record->fired || (record->kernel ^ armed) & EPOLLET)
-        change(port, EPOLL_CTL_MOD, (int)descriptor, record, armed);
+    else if ((record->kernel ^ armed) & EPOLLET && passes(change(port, EPOLL_CTL_MOD, (int)descriptor, record, armed)))
+        port->unarmed = true;
     *entry = (OVERLAPPED_ENTRY){.lpCompletionKey = record->key, .Internal = descriptor + 1, .dwNumberOfBytesTransferred = mask};
-    return true;
+    return DELIVERED;
 }
 
-static int watch_wake_ups(port_t *port, int epoll, int operation, uint32_t events) {
-    struct epoll_event event = {.events = events, .data.u64 = WAKE_UP};
-    return epoll_ctl(epoll, operation, port->wake, &event);
+/* Tries again to arm what goes on after a notification. Its owner has no part in that, and would never hear that it failed. What is watched
+ * for changes only, as it is no hang-up yet, will be again. */
+static void arm_persistent(port_t *port) {
+    port->unarmed = false;
+    for (size_t i = 0; i < port->record_count; i++) {
+        record_t *record = &port->records[i];
+        if (record->state == ENABLED && record->trigger & SOCK_NOTIFY_TRIGGER_PERSISTENT) {
+            uint32_t events = kernel_events(port, record->filter, record->trigger);
+            if (record->kernel != events && passes(change(port, EPOLL_CTL_MOD, (int)i, record, events)))
+                port->unarmed = true;
+        }
+    }
+}
+
+static int watch_wake_ups(port_t *port, int epoll, int wake, int operation, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.u64 = port->wake_up};
+    return epoll_ctl(epoll, operation, wake, &event) < 0 ? errno : 0;
 }
 
 /* Whether all that is registered is in the new set. A descriptor may have been closed and opened again for another file, which nobody
@@ -424,34 +557,154 @@ static int watch_wake_ups(port_t *port, int epoll, int operation, uint32_t event
 static bool copy_records(port_t *port, int epoll) {
     for (size_t i = 0; i < port->record_count; i++) {
         record_t *record = &port->records[i];
-        if (record->state == ABSENT)
+        if (record->state <= LOST)
             continue;
         int error = tell(port, epoll, EPOLL_CTL_ADD, (int)i, record, record->kernel);
-        if (error == ENOMEM || error == ENOSPC)
+        if (!error)
+            error = change(port, EPOLL_CTL_MOD, (int)i, record, record->kernel);
+        if (passes(error))
             return false;
-        if (error || change(port, EPOLL_CTL_MOD, (int)i, record, record->kernel)) {
+        if (error) {
             tell(port, epoll, EPOLL_CTL_DEL, (int)i, record, 0);
-            forget(record);
+            record->state = LOST;
         }
     }
     return true;
 }
 
-/* Leaves the orphans behind in an old epoll set. dup3 puts the new set under the old descriptor; threads that wait in the old one are
- * woken and come back to the new. Where descriptors or memory are short, the next stale reports try again. */
-static void rebuild(port_t *port) {
+/* Puts a new set in place of the old, under its number: threads that are about to wait know no other. Those that wait already are woken, and
+ * come back to the new. */
+static bool replace_set(port_t *port, int epoll) {
+    watch_wake_ups(port, port->epoll, port->wake, EPOLL_CTL_MOD, EPOLLIN); /* a level wakes all, an edge one */
+    wake_one(port);
+    int result;
+    do
+        result = dup3(epoll, port->epoll, O_CLOEXEC);
+    while (result < 0 && (errno == EINTR || errno == EBUSY));
+    if (result >= 0) {
+        close(epoll);
+    } else if (atomic_load(&port->users) == 1) { /* the limit of descriptors may be below this number by now; nobody else knows it */
+        close(port->epoll);
+        port->epoll = epoll;
+    } else {
+        watch_wake_ups(port, port->epoll, port->wake, EPOLL_CTL_MOD, EPOLLIN | EPOLLET);
+        return false;
+    }
+    return true;
+}
+
+/* Leaves the orphans behind in an old epoll set. Returns whether it could: descriptors or memory may be short. */
+static bool rebuild(port_t *port) {
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
-        return;
-    if (watch_wake_ups(port, epoll, EPOLL_CTL_ADD, EPOLLIN | EPOLLET) == 0 && copy_records(port, epoll)) {
-        port->counters.rebuilds++;
-        watch_wake_ups(port, port->epoll, EPOLL_CTL_MOD, EPOLLIN); /* a level wakes all, an edge one */
-        wake_one(port);
-        while (dup3(epoll, port->epoll, O_CLOEXEC) < 0 && (errno == EINTR || errno == EBUSY))
-            ;
+        return false;
+    if (watch_wake_ups(port, epoll, port->wake, EPOLL_CTL_ADD, EPOLLIN | EPOLLET) || !copy_records(port, epoll) ||
+        !replace_set(port, epoll)) {
+        close(epoll);
+        return false;
     }
-    close(epoll);
+    port->counters.rebuilds++;
+    return true;
 }
+
+/* ---- forked children --------------------------------------------------------------------------------------------------------- */
+
+/* Reads which files are in the set, as far as they are those of the records, into `files` if there is such. Returns whether it is this
+ * port's set at all: a child may have closed all its descriptors, and opened others. Where nothing can be read, it is trusted. */
+static bool read_set(const port_t *port, int epoll, int wake, file_identity_t *files, DWORD *error) {
+    FILE *members = open_members(epoll);
+    if (!members) {
+        *error = errno == ENOMEM || errno == EMFILE || errno == ENFILE ? (DWORD)errno : 0;
+        return fcntl(epoll, F_GETFD) >= 0;
+    }
+    set_member_t member;
+    bool ours = false;
+    while (next_member(members, &member)) {
+        size_t i = (size_t)member.descriptor;
+        if (member.descriptor == wake && member.data == port->wake_up)
+            ours = true;
+        else if (files && i < port->record_count && member.data == ((uint64_t)port->records[i].generation << 32 | i))
+            files[i] = member.file;
+    }
+    fclose(members);
+    *error = 0;
+    return ours;
+}
+
+/* Registers everything with the new set. What was closed since the fork is lost; and so is what was opened in place of it, if that can be
+ * found out: if the two sets hold different files under its number. The parent may have taken it out of the old one; that says nothing. */
+static DWORD fill_set(port_t *port, int epoll, int wake, const file_identity_t *before, file_identity_t *now) {
+    DWORD error = (DWORD)watch_wake_ups(port, epoll, wake, EPOLL_CTL_ADD, EPOLLIN | EPOLLET);
+    for (size_t i = 0; !error && i < port->record_count; i++) {
+        record_t *record = &port->records[i];
+        if (record->state > LOST) {
+            error = (DWORD)tell(port, epoll, EPOLL_CTL_ADD, (int)i, record, record->kernel);
+            record->fired = false;
+            if (error && !passes((int)error)) {
+                record->state = LOST;
+                error = 0;
+            }
+        }
+    }
+    if (!error)
+        read_set(port, epoll, wake, now, &error);
+    for (size_t i = 0; !error && i < port->record_count; i++)
+        if (port->records[i].state > LOST && before[i].known && now[i].known && !same_file(&before[i], &now[i])) {
+            tell(port, epoll, EPOLL_CTL_DEL, (int)i, &port->records[i], 0);
+            port->records[i].state = LOST;
+        }
+    return error;
+}
+
+/* Makes an inherited port this process's own. If that fails nothing is changed, and the next call tries again. */
+static DWORD adopt(port_t *port) {
+    size_t count = port->record_count ? port->record_count : 1;
+    file_identity_t *before = calloc(count, sizeof *before), *now = calloc(count, sizeof *now);
+    int epoll = -1, wake = -1;
+    bool ours = false;
+    DWORD error = before && now ? 0 : ENOMEM;
+    if (!error)
+        ours = read_set(port, port->epoll, port->wake, before, &error);
+    if (!error && ((epoll = epoll_create1(EPOLL_CLOEXEC)) < 0 || (wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0))
+        error = (DWORD)errno;
+    if (!error)
+        error = fill_set(port, epoll, wake, before, now);
+    free(before);
+    free(now);
+    if (error) {
+        if (epoll >= 0)
+            close(epoll);
+        if (wake >= 0)
+            close(wake);
+        return ERROR_AFTER_FORK | error;
+    }
+    if (ours) {
+        close(port->epoll);
+        close(port->wake);
+    }
+    port->epoll = epoll;
+    port->wake = wake;
+    port->process = this_process;
+    port->left_at = 0;
+    return ERROR_SUCCESS;
+}
+
+/* Frees what a port has, and makes it one that can be used again; called with ports_lock held. */
+static void tear_down(port_t *port) {
+    DWORD error;
+    if (port->process == this_process || read_set(port, port->epoll, port->wake, NULL, &error)) {
+        close(port->epoll);
+        close(port->wake);
+    }
+    free(port->records);
+    free(port->queue);
+    port->records = NULL;
+    port->queue = NULL;
+    port->record_count = port->queue_size = port->queue_head = port->queue_length = 0;
+    atomic_store(&port->closing, false);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------------------------- */
 
 static int64_t now_ns(void) {
     struct timespec time;
@@ -462,7 +715,10 @@ static int64_t now_ns(void) {
 static int wait_for_reports(int epoll, struct epoll_event *events, int room, int64_t ns) {
 #ifdef SYS_epoll_pwait2
     if (ns > 0 && !atomic_load_explicit(&no_pwait2, memory_order_relaxed)) {
-        struct timespec timeout = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+        /* The kernel's own structure, which on 32-bit systems is not the C library's. */
+        struct {
+            int64_t seconds, nanoseconds;
+        } timeout = {ns / 1000000000, ns % 1000000000};
         int count = (int)syscall(SYS_epoll_pwait2, epoll, events, room, &timeout, NULL, (size_t)0);
         if (count >= 0 || (errno != ENOSYS && errno != EPERM))
             return count;
@@ -473,21 +729,33 @@ static int wait_for_reports(int epoll, struct epoll_event *events, int room, int
     return epoll_wait(epoll, events, room, ms > INT_MAX ? INT_MAX : (int)ms);
 }
 
+static void pause_unlocked(port_t *port) {
+    struct timespec time = {.tv_nsec = PAUSE};
+    pthread_mutex_unlock(&port->lock);
+    nanosleep(&time, NULL);
+    pthread_mutex_lock(&port->lock);
+}
+
 /* Dequeues with the port locked; unlocks only around the kernel's wait. */
 static DWORD dequeue_until(port_t *port, int64_t entered, int64_t timeout, ULONG room, OVERLAPPED_ENTRY *entries, UINT32 *received) {
     struct epoll_event events[MAX_BATCH];
+    if (timeout > LONGEST)
+        timeout = LONGEST;
     int64_t deadline = timeout > 0 ? entered + timeout : 0;
     ULONG count = 0;
     if (room > MAX_BATCH)
         room = MAX_BATCH;
     for (;;) {
+        if (port->unarmed)
+            arm_persistent(port);
+        bool stale = false, stuck = port->unarmed;
         /* Packets first, but every other time: a flood of packets must not starve the sockets, nor they the packets. */
         port->queue_last = !port->queue_last;
         if (!port->queue_last)
             count = pop_packets(port, entries, room);
         int found = 0;
         if (count < room) {
-            int64_t ns = count || port->queue_length ? 0 : timeout;
+            int64_t ns = count || port->queue_length || stuck ? 0 : timeout;
             port->waiters += ns != 0;
             pthread_mutex_unlock(&port->lock);
             found = wait_for_reports(port->epoll, events, (int)(room - count), ns);
@@ -498,16 +766,19 @@ static DWORD dequeue_until(port_t *port, int64_t entered, int64_t timeout, ULONG
             if (atomic_load(&port->closing))
                 return ERROR_ABANDONED_WAIT_0;
             if (found < 0 && error != EINTR && !count)
-                return error == EBADF ? ERROR_INVALID_HANDLE : ERROR_INVALID_PARAMETER;
+                return ERROR_SYSTEM_CALL | (DWORD)error;
         }
-        bool stale = false;
         for (int i = 0; i < found; i++)
-            if (events[i].data.u64 != WAKE_UP)
-                count += deliver(port, &events[i], &entries[count], &stale);
+            if (!(events[i].data.u64 & WAKE_UP)) {
+                outcome_t outcome = deliver(port, &events[i], &entries[count]);
+                count += outcome == DELIVERED;
+                stale |= outcome == STALE;
+                stuck |= outcome == STUCK;
+            }
         port->stale_run = stale ? port->stale_run + 1 : 0;
         if (port->stale_run >= ORPHAN_REPORTS) {
             port->stale_run = 0;
-            rebuild(port);
+            stuck |= !rebuild(port);
         }
         count += pop_packets(port, entries + count, room - count);
         if (count) {
@@ -515,8 +786,10 @@ static DWORD dequeue_until(port_t *port, int64_t entered, int64_t timeout, ULONG
             *received = count;
             return ERROR_SUCCESS;
         }
-        if (found < 0)
-            return WAIT_IO_COMPLETION; /* a signal: Python's handlers want to run */
+        if (stuck && timeout) /* it would be reported again at once, and again */
+            pause_unlocked(port);
+        if (found < 0 || stuck)
+            return WAIT_IO_COMPLETION; /* a signal, or there may have been one: Python's handlers want to run */
         if (timeout > 0 && (timeout = deadline - now_ns()) < 0)
             timeout = 0;
         bool crowded = found == (int)room && !stale; /* with reports that were withheld: what is ready may not have got a place */
@@ -548,33 +821,38 @@ static DWORD dequeue(port_t *port, int64_t timeout, ULONG room, OVERLAPPED_ENTRY
 
 #define EXPORT __attribute__((visibility("default")))
 
+/* A wait that failed after something was done is one that was interrupted: a failed call has changed nothing. The next one fails, too. */
+static DWORD after_changes(DWORD result) {
+    return result & ERROR_SYSTEM_CALL ? WAIT_IO_COMPLETION : result;
+}
+
 EXPORT DWORD ProcessSocketNotificationsNs(HANDLE handle, UINT32 registration_count, SOCK_NOTIFY_REGISTRATION *registrations,
                                           int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries,
                                           UINT32 *received) {
     if (!registration_count != !registrations || !completion_count != !entries || !completion_count != !received ||
         (!completion_count && (timeout_ns || !registration_count)))
         return ERROR_INVALID_PARAMETER;
-    port_t *port = enter(handle);
-    if (!port)
-        return ERROR_INVALID_HANDLE;
-    DWORD result = ERROR_SUCCESS;
     if (received)
         *received = 0;
-    pthread_mutex_lock(&port->lock);
+    port_t *port;
+    DWORD result = enter(handle, &port);
+    if (result)
+        return result;
     port->counters.calls++;
-    for (UINT32 i = 0; i < registration_count; i++)
+    bool failed = false;
+    for (UINT32 i = 0; i < registration_count; i++) {
         registrations[i].registrationResult = (DWORD)apply(port, &registrations[i]);
+        failed |= registrations[i].registrationResult != 0;
+    }
     if (completion_count)
-        result = dequeue(port, timeout_ns, completion_count, entries, received);
-    pthread_mutex_unlock(&port->lock);
+        result = dequeue(port, failed ? 0 : timeout_ns, completion_count, entries, received);
     leave(port);
-    return result;
+    return registration_count ? after_changes(result) : result;
 }
 
-static UINT32 note_failure(FAILED_REGISTRATION *failures, UINT32 failed, ULONG_PTR key, UINT32 index, int error) {
+static void note_failure(PACKED_CALL *call, ULONG_PTR key, UINT32 index, int error) {
     if (error)
-        failures[failed] = (FAILED_REGISTRATION){.key = key, .index = index, .result = (DWORD)error};
-    return failed + (error != 0);
+        call->failures[call->failed++] = (FAILED_REGISTRATION){.key = key, .index = index, .result = (DWORD)error};
 }
 
 static int64_t word(const OVERLAPPED_ENTRY *packet) {
@@ -586,49 +864,50 @@ static int64_t word(const OVERLAPPED_ENTRY *packet) {
     return INT64_C(1) << 32 | key | (events & 0xFF);
 }
 
-static int64_t process_packed(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures, int64_t timeout_ns,
-                              ULONG completion_count, OVERLAPPED_ENTRY *entries, UINT32 *dequeued, int64_t *words) {
-    port_t *port = enter(handle);
-    if (!port)
-        return -ERROR_INVALID_HANDLE;
-    DWORD code = ERROR_SUCCESS;
-    UINT32 received = 0, failed = 0, ordered = (UINT32)(size / sizeof(SOCK_NOTIFY_REGISTRATION));
-    pthread_mutex_lock(&port->lock);
+EXPORT int64_t ProcessPackedCall(PACKED_CALL *call) {
+    if (call->failed) /* since the last call: nobody has seen them */
+        return (int64_t)call->failed << 32;
+    port_t *port;
+    DWORD code = enter(call->port, &port);
+    if (code)
+        return -(int64_t)code;
+    UINT32 received = 0, ordered = (UINT32)(call->size / sizeof(SOCK_NOTIFY_REGISTRATION)), dequeued = call->dequeued;
     port->counters.calls++;
     for (UINT32 i = 0; i < ordered; i++) {
         SOCK_NOTIFY_REGISTRATION registration;
-        memcpy(&registration, packed + i * sizeof registration, sizeof registration);
-        failed = note_failure(failures, failed, (ULONG_PTR)registration.completionKey, i, apply(port, &registration));
+        memcpy(&registration, call->packed + i * sizeof registration, sizeof registration);
+        note_failure(call, (ULONG_PTR)registration.completionKey, i, apply(port, &registration));
     }
-    if (dequeued) {
-        for (UINT32 i = 0; i < *dequeued; i++)
-            failed = note_failure(failures, failed, entries[i].lpCompletionKey, ordered + i, enable_again(port, &entries[i]));
-        *dequeued = 0;
-    }
-    if (completion_count)
-        code = dequeue(port, timeout_ns, completion_count, entries, &received);
-    pthread_mutex_unlock(&port->lock);
+    for (UINT32 i = 0; i < dequeued; i++)
+        note_failure(call, call->entries[i].lpCompletionKey, ordered + i, enable_again(port, &call->entries[i]));
+    call->size = 0;
+    call->dequeued = 0;
+    if (call->completionCount)
+        code = dequeue(port, call->failed ? 0 : call->timeoutNs, call->completionCount, call->entries, &received);
     leave(port);
+    if (ordered || dequeued)
+        code = after_changes(code);
     if (code != ERROR_SUCCESS && code != WAIT_TIMEOUT && code != WAIT_IO_COMPLETION)
         return -(int64_t)code;
-    if (dequeued)
-        *dequeued = received;
-    if (words)
+    call->dequeued = received;
+    if (call->words)
         for (UINT32 i = 0; i < received; i++)
-            words[i] = word(&entries[i]);
-    return (int64_t)failed << 32 | received;
+            call->words[i] = word(&call->entries[i]);
+    return (int64_t)call->failed << 32 | received;
 }
 
 EXPORT int64_t ProcessPackedNotifications(HANDLE handle, const char *packed, size_t size, FAILED_REGISTRATION *failures,
                                           int64_t timeout_ns, ULONG completion_count, OVERLAPPED_ENTRY *entries) {
-    return process_packed(handle, packed, size, failures, timeout_ns, completion_count, entries, NULL, NULL);
-}
-
-EXPORT int64_t ProcessPackedCall(PACKED_CALL *call) {
-    size_t size = call->size;
-    call->size = 0;
-    return process_packed(call->port, call->packed, size, call->failures, call->timeoutNs, call->completionCount, call->entries,
-                          &call->dequeued, call->words);
+    PACKED_CALL call = {
+        .port = handle,
+        .packed = packed,
+        .size = size,
+        .failures = failures,
+        .timeoutNs = timeout_ns,
+        .completionCount = completion_count,
+        .entries = entries,
+    };
+    return ProcessPackedCall(&call);
 }
 
 EXPORT DWORD ProcessSocketNotifications(HANDLE handle, UINT32 registration_count, SOCK_NOTIFY_REGISTRATION *registrations,
@@ -638,35 +917,68 @@ EXPORT DWORD ProcessSocketNotifications(HANDLE handle, UINT32 registration_count
     return ProcessSocketNotificationsNs(handle, registration_count, registrations, ns, completion_count, entries, received);
 }
 
+/* As enter, for calls that report with errno. */
+static port_t *enter_or_set_errno(HANDLE handle) {
+    port_t *port;
+    DWORD code = enter(handle, &port);
+    if (!code)
+        return port;
+    errno = code == ERROR_INVALID_HANDLE ? EBADF : (int)code;
+    return NULL;
+}
+
 EXPORT BOOL PostQueuedCompletionStatus(HANDLE handle, DWORD bytes, ULONG_PTR key, PVOID overlapped) {
-    port_t *port = enter(handle);
-    if (!port) {
-        errno = EBADF;
+    port_t *port = enter_or_set_errno(handle);
+    if (!port)
         return 0;
-    }
-    pthread_mutex_lock(&port->lock);
-    bool reserved = reserve_packet(port);
-    if (reserved) {
-        port->counters.posted++;
+    int error = reserve_packets(port, 1) ? 0 : ENOMEM;
+    if (!error) {
         push_packet(port, (OVERLAPPED_ENTRY){
                               .lpCompletionKey = key, .lpOverlapped = overlapped, .dwNumberOfBytesTransferred = bytes});
+        if (port->unwoken && !wake_one(port)) {
+            error = ERROR_SYSTEM_CALL | errno;
+            port->queue_length--;
+        }
+        port->unwoken = false;
     }
-    pthread_mutex_unlock(&port->lock);
+    port->counters.posted += !error;
     leave(port);
-    if (!reserved)
-        errno = ENOMEM;
+    errno = error;
+    return !error;
+}
+
+EXPORT BOOL PutBackPackets(HANDLE handle, OVERLAPPED_ENTRY *entries, ULONG count) {
+    port_t *port = enter_or_set_errno(handle);
+    if (!port)
+        return 0;
+    bool reserved = reserve_packets(port, count);
+    if (reserved && count) {
+        port->queue_head = (port->queue_head - count) & (port->queue_size - 1);
+        port->queue_length += count;
+        for (ULONG i = 0; i < count; i++)
+            port->queue[(port->queue_head + i) & (port->queue_size - 1)] = entries[i];
+        port->counters.notifications -= count;
+        wake_for_packets(port);
+    }
+    leave(port);
+    errno = reserved ? 0 : ENOMEM;
     return reserved;
 }
 
-EXPORT BOOL GetPortCounters(HANDLE handle, PORT_COUNTERS *counters) {
-    port_t *port = enter(handle);
-    if (!port) {
-        errno = EBADF;
+EXPORT BOOL ForgetRegistration(HANDLE handle, SOCKET socket, ULONG_PTR key) {
+    port_t *port = enter_as_it_is(handle); /* a child that closes what it has inherited needs no set for that */
+    if (!port)
         return 0;
-    }
-    pthread_mutex_lock(&port->lock);
+    forget(port, socket, key);
+    leave(port);
+    return 1;
+}
+
+EXPORT BOOL GetPortCounters(HANDLE handle, PORT_COUNTERS *counters) {
+    port_t *port = enter_or_set_errno(handle);
+    if (!port)
+        return 0;
     *counters = port->counters;
-    pthread_mutex_unlock(&port->lock);
     leave(port);
     return 1;
 }
@@ -684,6 +996,7 @@ static port_t *free_port(uintptr_t *index) {
             pthread_mutex_init(&port->lock, NULL);
             pthread_cond_init(&port->left, NULL);
             atomic_store(&ports[i], port);
+            port_count = i + 1;
         }
         *index = i;
         return port;
@@ -698,39 +1011,40 @@ EXPORT HANDLE CreateIoCompletionPort(HANDLE file, HANDLE existing, ULONG_PTR key
         return NULL;
     }
     pthread_once(&fork_once, watch_forks);
-    int epoll = epoll_create1(EPOLL_CLOEXEC), wake = -1;
-    if (epoll < 0)
-        return NULL;
     uintptr_t handle = 0, index = 0;
-    pthread_mutex_lock(&ports_lock);
+    pthread_mutex_lock(&ports_lock); /* also for the descriptors: a child that is forked now could not close them */
     port_t *port = free_port(&index);
-    if (!port) {
-        errno = ENOMEM;
-    } else if ((wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0) {
-        port->wake = wake;
-        if (watch_wake_ups(port, epoll, EPOLL_CTL_ADD, EPOLLIN | EPOLLET) == 0) {
-            port->epoll = epoll;
-            port->fork_epoch = atomic_load(&fork_epoch);
-            port->waiters = port->generation = port->stale_run = 0;
-            port->left_at = 0;
-            memset(&port->counters, 0, sizeof port->counters);
-            handle = ++port_generation * MAX_PORTS + index;
-            atomic_store(&port->handle, handle);
-        }
+    int epoll = epoll_create1(EPOLL_CLOEXEC), wake = epoll < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int error = !port ? ENOMEM : wake < 0 ? errno : 0;
+    if (!error) {
+        handle = ++port_generation * MAX_PORTS + index;
+        port->wake_up = (uint64_t)handle >> 31 << 32 | WAKE_UP | (handle & (WAKE_UP - 1));
+        error = watch_wake_ups(port, epoll, wake, EPOLL_CTL_ADD, EPOLLIN | EPOLLET);
     }
-    int error = errno;
+    if (!error) {
+        port->epoll = epoll;
+        port->wake = wake;
+        port->process = this_process;
+        port->waiters = port->generation = port->stale_run = 0;
+        port->unwoken = port->unarmed = false;
+        port->left_at = 0;
+        memset(&port->counters, 0, sizeof port->counters);
+        atomic_store(&port->handle, handle);
+    }
     pthread_mutex_unlock(&ports_lock);
-    if (!handle) {
-        close(epoll);
+    if (error) {
+        if (epoll >= 0)
+            close(epoll);
         if (wake >= 0)
             close(wake);
         errno = error;
+        return NULL;
     }
     return (HANDLE)handle;
 }
 
 EXPORT BOOL CloseHandle(HANDLE handle) {
-    port_t *port = find(handle);
+    port_t *port = handle ? atomic_load(&ports[(uintptr_t)handle % MAX_PORTS]) : NULL;
     pthread_mutex_lock(&ports_lock);
     bool open = port && atomic_load(&port->handle) == (uintptr_t)handle;
     if (open) {
@@ -742,28 +1056,17 @@ EXPORT BOOL CloseHandle(HANDLE handle) {
         errno = EBADF;
         return 0;
     }
-    if (port->fork_epoch == atomic_load(&fork_epoch)) {
-        pthread_mutex_lock(&port->lock);
+    pthread_mutex_lock(&port->lock);
+    if (port->process == this_process) { /* else the threads that wait are the parent's */
         /* Watched as a level from now on, the eventfd ends every wait, not just one. */
-        watch_wake_ups(port, port->epoll, EPOLL_CTL_MOD, EPOLLIN);
-        uint64_t one = 1;
-        while (write(port->wake, &one, sizeof one) < 0 && errno == EINTR)
-            ;
-        while (atomic_load(&port->users))
-            pthread_cond_wait(&port->left, &port->lock);
-        pthread_mutex_unlock(&port->lock);
-    } else { /* the threads that were inside exist in the parent only */
-        pthread_mutex_init(&port->lock, NULL);
-        pthread_cond_init(&port->left, NULL);
-        atomic_store(&port->users, 0);
+        watch_wake_ups(port, port->epoll, port->wake, EPOLL_CTL_MOD, EPOLLIN);
+        wake_one(port);
     }
-    close(port->epoll);
-    close(port->wake);
-    free(port->records);
-    free(port->queue);
-    port->records = NULL;
-    port->queue = NULL;
-    port->record_count = port->queue_size = port->queue_head = port->queue_length = 0;
-    atomic_store(&port->closing, false);
+    while (atomic_load(&port->users))
+        pthread_cond_wait(&port->left, &port->lock);
+    pthread_mutex_unlock(&port->lock);
+    pthread_mutex_lock(&ports_lock);
+    tear_down(port);
+    pthread_mutex_unlock(&ports_lock);
     return 1;
 }
