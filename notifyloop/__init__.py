@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from notifyloop.form import compiled  # before all else
 from notifyloop.loop import Loop, NotifyLoop, new_event_loop
 from notifyloop.runner import run
 from notifyloop.selector import NotificationSelector
@@ -25,6 +26,7 @@ __all__ = [
     "NotifyLoop",
     "Statistics",
     "__version__",
+    "compiled",
     "new_event_loop",
     "run",
 ]

@@ -1,13 +1,12 @@
-"""What asyncio has only since Python 3.12, 3.13 or 3.13.3, for the versions before."""
+"""What asyncio has only since Python 3.12, 3.13 or a point release of that, for the versions before."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 import warnings
-from asyncio import futures
-from asyncio.log import logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from contextvars import Context
 
-__all__ = ["SelectorEventLoop"]
+__all__ = ["Asyncio", "SelectorEventLoop"]
+
+logger = logging.getLogger("asyncio")
 
 
 class SelectorEventLoop(asyncio.SelectorEventLoop):
@@ -27,7 +28,6 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
     """
 
     if (3, 12) <= sys.version_info < (3, 13, 3):
-        _task_factory: Callable[..., asyncio.Task[Any]] | None
         _check_closed: Callable[[], None]
 
         def create_task(
@@ -35,23 +35,35 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
         ) -> asyncio.Task[Any]:
             """As asyncio's: other options, like `eager_start`, are for the task."""
             self._check_closed()
-            if self._task_factory is None:
+            factory: Any = self.get_task_factory()
+            if factory is None:
                 task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
                 if task._source_traceback:  # type: ignore[attr-defined]
                     del task._source_traceback[-1]  # type: ignore[attr-defined]  # this frame
-                return task
+                try:
+                    return task
+                finally:
+                    del task  # which its exception would hold by this frame, had it failed at once
             if context is not None:
                 options["context"] = context
-            task = self._task_factory(self, coro, **options)
+            made: asyncio.Task[Any] = factory(self, coro, **options)
             if name is not None:
-                task.set_name(name)
-            return task
+                made.set_name(name)
+            return made
+
+    if (3, 13) <= sys.version_info < (3, 14):  # the first of them forget that they run if they are run once more
+        _check_running: Callable[[], None]
+
+        def run_forever(self) -> None:
+            self._check_running()
+            super().run_forever()
 
     if sys.version_info < (3, 13) and sys.platform != "win32":
 
         def __init__(self, selector: Any = None) -> None:
             super().__init__(selector)
-            self._unix_server_sockets: dict[socket.socket, int] = {}  # those to remove -> their inodes
+            # descriptors of servers whose files are to be removed -> their inodes
+            self._socket_files: dict[int, int] = {}
 
         async def create_unix_server(
             self,
@@ -69,7 +81,7 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
             """As asyncio's. With `cleanup_socket`, the server removes the socket's file when it is closed, unless
             the file is another socket's by then.
             """
-            server: Any = await super().create_unix_server(
+            server: asyncio.Server = await super().create_unix_server(
                 protocol_factory,
                 path,
                 sock=sock,
@@ -80,14 +92,14 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
                 start_serving=start_serving,
             )
             if cleanup_socket:
-                [listener] = server._sockets
+                [listener] = server.sockets
                 name = listener.getsockname()
                 if name and isinstance(name, str) and Path(name).exists():  # abstract sockets' names are bytes
-                    self._unix_server_sockets[listener] = Path(name).stat().st_ino
-            return server  # type: ignore[no-any-return]
+                    self._socket_files[listener.fileno()] = Path(name).stat().st_ino
+            return server
 
         def _stop_serving(self, sock: socket.socket) -> None:
-            inode = self._unix_server_sockets.pop(sock, None)
+            inode = self._socket_files.pop(sock.fileno(), None)
             path = Path(sock.getsockname()) if inode is not None else None
             super()._stop_serving(sock)  # type: ignore[misc]
             if path is None:
@@ -115,10 +127,22 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
             self._executor_shutdown_called = True
             ended = self.create_future()
 
+            def tell(error: BaseException | None) -> None:
+                if ended.done():  # nobody waits any more
+                    return
+                if error is None:
+                    ended.set_result(None)
+                else:
+                    ended.set_exception(error)
+
             def shut_down() -> None:
-                executor.shutdown(wait=True)
+                failure = None
+                try:
+                    executor.shutdown(wait=True)
+                except Exception as error:
+                    failure = error
                 if not self.is_closed():
-                    self.call_soon_threadsafe(futures._set_result_unless_cancelled, ended, None)  # type: ignore[attr-defined]
+                    self.call_soon_threadsafe(tell, failure)
 
             thread = threading.Thread(target=shut_down)
             thread.start()
@@ -134,3 +158,6 @@ class SelectorEventLoop(asyncio.SelectorEventLoop):
                 executor.shutdown(wait=False)
             else:
                 thread.join()
+
+
+Asyncio: Any = SelectorEventLoop  # for functions that do what its methods do with a loop, and more

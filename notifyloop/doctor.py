@@ -11,6 +11,8 @@ import asyncio
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
 import sysconfig
 import time
@@ -23,7 +25,8 @@ import cffi
 
 import notifyloop
 from notifyloop import selftest
-from notifyloop.port import completion_port, provider
+from notifyloop.form import form
+from notifyloop.port import batch, provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +37,7 @@ __all__ = ["diagnose", "facts"]
 
 CALL = "ProcessSocketNotifications"
 WATCHES = Path("/proc/sys/fs/epoll/max_user_watches")
+NEWEST_PYTHON = (3, 15)  # that we have been tried on
 ENVIRONMENT = ("NOTIFYLOOP_", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHON_GIL", "PYTHONMALLOC")  # how they begin
 
 
@@ -99,11 +103,12 @@ def facts() -> Facts:
     """What a report of a problem should say: by name, in the order in which it is read."""
     return {
         "notifyloop": notifyloop.__version__,
+        "form": form,
         "provider": provider.provider.name,
         "chosen_because": _reason(),
         "system": _told(_system),
         "native_call": _told(_native_call),
-        "python": f"{platform.python_implementation()} {platform.python_version()}, {platform.python_compiler()}",
+        "python": _python(),
         "python_build": _build(),
         "cffi": cffi.__version__,
         **_limits(),
@@ -169,15 +174,32 @@ def _native_call() -> str:
     return f"{CALL} is Windows' own"
 
 
+def _python() -> str:
+    tried = "" if sys.version_info[:2] <= NEWEST_PYTHON else ", not tried on this version"
+    return f"{platform.python_implementation()} {platform.python_version()}, {platform.python_compiler()}{tried}"
+
+
 def _build() -> str:
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         threads = "with GIL"
     elif sys._is_gil_enabled():  # type: ignore[attr-defined, unused-ignore]
-        threads = "free-threaded, but with the GIL switched on"
+        threads = f"free-threaded, but {_told(_switch)} has switched on the GIL"
     else:
         threads = "free-threaded"
     build = "debug" if hasattr(sys, "gettotalrefcount") else "release"
     return f"{threads}, {build}, {sysconfig.get_platform()}"
+
+
+def _switch() -> str:
+    """Who has switched on the lock. Python warns when a module does, once and where it is imported first: that was too
+    early for us, so import all again in another process.
+    """
+    if sys.flags.gil:  # type: ignore[attr-defined, unused-ignore]
+        return "PYTHON_GIL or -X gil"
+    again = [sys.executable, "-W", "always", "-c", "import notifyloop.doctor"]
+    warned = subprocess.run(again, capture_output=True, text=True, check=False, timeout=60).stderr
+    module = re.search(r"\(GIL\) has been enabled to load module '([^']+)'", warned)
+    return f"module {module[1]}" if module else "a module that notifyloop does not import"
 
 
 def _limits() -> Facts:
@@ -189,7 +211,7 @@ def _limits() -> Facts:
         limits["descriptors"] = f"{now}, can be raised to {'any number' if most == resource.RLIM_INFINITY else most}"
     if sys.platform == "linux" and WATCHES.exists():
         limits["max_user_watches"] = int(WATCHES.read_text())
-    limits["max_batch"] = completion_port.MAX_BATCH
+    limits["max_batch"] = batch.MAX_BATCH
     return limits
 
 

@@ -18,7 +18,7 @@ class Statistics:
     foreign_calls: int
     """Calls of the port: one per wait, and one for each registration that had to be answered at once."""
     waits: int
-    """Times the loop asked for notifications: not in every iteration while callbacks are ready."""
+    """Times the loop asked for notifications: in every iteration, unless nothing is watched."""
     kernel_calls: int
     """System calls that the port made, to wait or to change a registration."""
     registrations: int

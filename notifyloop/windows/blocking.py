@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from cffi import FFI
 
-from notifyloop.handles import Handle
+from notifyloop.turn.handles import Handle
+from notifyloop.turn.scheduling import wake_up
 from notifyloop.windows.overlapped import AT_END
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
-    from notifyloop.windows.system import System
+    from notifyloop.turn.surface import Loop
 
 __all__ = ["BlockingFile", "BlockingOperation", "is_overlapped", "system_handle"]
 
@@ -90,6 +91,18 @@ class BlockingOperation(Handle):
 
     _outcome: Any
 
+    def _run(self) -> None:
+        super()._run()
+        self._loop._system.operations.called(self)
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._loop._system.operations.called(self)
+
+    def ended(self) -> bool:
+        """Whether it has a result."""
+        return hasattr(self, "_outcome")
+
     def result(self) -> Any:
         """What it came to. Raises OSError if it failed."""
         if isinstance(self._outcome, OSError):
@@ -108,7 +121,7 @@ class BlockingFile:
 
     __slots__ = ("__weakref__", "_called_off", "_closing", "_loop", "_orders", "_raw", "_thread", "_working", "pipe")
 
-    def __init__(self, loop: System, pipe: Any, handle: int) -> None:
+    def __init__(self, loop: Loop, pipe: Any, handle: int) -> None:
         self._loop = loop
         self._raw: Any = raw_file(pipe) if isinstance(raw_file(pipe), io.RawIOBase) else _Handle(handle)
         self.pipe = pipe
@@ -116,7 +129,7 @@ class BlockingFile:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name=f"notifyloop: {pipe!r}", daemon=True)
         self._thread.start()
-        loop._windows.blocking.add(self)
+        loop._system.blocking.add(self)
 
     def read(self, size: int, callback: Callable[[], object], context: Context | None = None) -> BlockingOperation:
         return self._order(self._raw.read, size, callback, context)
@@ -127,7 +140,7 @@ class BlockingFile:
     def _order(
         self, work: Callable[[Any], Any], what: Any, callback: Callable[[], object], context: Context | None
     ) -> BlockingOperation:
-        operation = BlockingOperation(callback, (), self._loop, context)  # type: ignore[arg-type]
+        operation = BlockingOperation(callback, (), self._loop, context)
         self._orders.put((operation, work, what))
         return operation
 
@@ -145,13 +158,13 @@ class BlockingFile:
                 operation._outcome = error
             if self._closing:
                 break
-            self._loop._ready.append(operation)
-            self._loop._write_to_self()
+            self._loop._system.operations.call(operation)
+            wake_up(self._loop)
         self.pipe.close()
 
     def close(self) -> None:
         """Have the thread close the file as soon as it can."""
-        self._loop._windows.blocking.discard(self)
+        self._loop._system.blocking.discard(self)
         self._closing = True
         self._orders.put(None)
         self._call_back()

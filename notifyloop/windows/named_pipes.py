@@ -9,9 +9,8 @@ assert sys.platform == "win32"
 import _overlapped  # type: ignore[import-not-found]
 import _winapi
 import asyncio
-from asyncio import constants
-from asyncio.log import logger
-from asyncio.windows_utils import BUFSIZE, PipeHandle
+import logging
+from asyncio.windows_utils import PipeHandle
 from typing import TYPE_CHECKING
 
 from notifyloop.windows.overlapped import OverlappedFile
@@ -20,15 +19,20 @@ from notifyloop.windows.pipes import DuplexPipeTransport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from notifyloop.turn.surface import Loop
     from notifyloop.windows.overlapped import Operation
-    from notifyloop.windows.system import System
 
 __all__ = ["PipeServer", "connect"]
+
+logger = logging.getLogger("asyncio")
 
 # Seconds between two attempts to connect to a server all whose ends are taken.
 FIRST_DELAY = 0.001
 LONGEST_DELAY = 0.1
 
+RETRY_DELAY = 1  # seconds before a server that could not accept tries again; asyncio's
+
+BUFFER_SIZE = 8192  # bytes; asyncio's
 PIPE_TYPE_MESSAGE = 4
 PIPE_READMODE_MESSAGE = 2
 
@@ -36,7 +40,7 @@ PIPE_READMODE_MESSAGE = 2
 class PipeServer:
     """A named pipe that is served; made by the loop's `start_serving_pipe`."""
 
-    def __init__(self, loop: System, protocol_factory: Callable[[], asyncio.BaseProtocol], address: str) -> None:
+    def __init__(self, loop: Loop, protocol_factory: Callable[[], asyncio.BaseProtocol], address: str) -> None:
         self._loop = loop
         self._protocol_factory = protocol_factory
         self._address = address
@@ -51,8 +55,8 @@ class PipeServer:
             _winapi.PIPE_ACCESS_DUPLEX | _winapi.FILE_FLAG_OVERLAPPED | flags,
             PIPE_TYPE_MESSAGE | PIPE_READMODE_MESSAGE | _winapi.PIPE_WAIT,  # as asyncio's: `multiprocessing` needs it
             _winapi.PIPE_UNLIMITED_INSTANCES,
-            BUFSIZE,
-            BUFSIZE,
+            BUFFER_SIZE,
+            BUFFER_SIZE,
             _winapi.NMPWAIT_WAIT_FOREVER,
             _winapi.NULL,
         )
@@ -71,14 +75,19 @@ class PipeServer:
         except OSError as error:
             self._drop_end()
             self._loop.call_exception_handler({"message": "Pipe accept failed", "exception": error, "server": self})
-            self._loop.call_later(constants.ACCEPT_RETRY_DELAY, self._listen)
+            self._loop.call_later(RETRY_DELAY, self._listen)
         else:
             if self._connecting is None:  # somebody came before we waited
                 self._loop.call_soon(self._connected)
 
     def _connected(self) -> None:
+        if self._connecting is not None and not self._connecting.ended():
+            return  # called again, after an interrupt
         connecting, self._connecting = self._connecting, None
-        if self._closed or self._file is None:
+        if self._closed:
+            return
+        if self._file is None:  # likewise, and that one was lost
+            self._listen()
             return
         try:
             if connecting is not None:

@@ -23,19 +23,21 @@ import sys
 
 assert sys.platform == "win32"
 
+import _winapi
 import ctypes
 from _overlapped import Overlapped  # type: ignore[import-not-found]
+from contextlib import ExitStack
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from notifyloop.handles import Handle
+from notifyloop.turn.handles import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
     from typing import Any
 
-    from notifyloop.windows.system import System
+    from notifyloop.turn.surface import Loop
 
 __all__ = ["Operation", "Operations", "OverlappedFile"]
 
@@ -43,6 +45,7 @@ COMPLETED = 1  # the completion key of all our files: the operation's address sa
 NO_EVENT = 0
 PATIENCE_NS = 1_000_000_000
 
+ERROR_INVALID_HANDLE = 6
 ERROR_NETNAME_DELETED = 64
 ERROR_BROKEN_PIPE = 109
 ERROR_SEM_TIMEOUT = 121
@@ -65,14 +68,30 @@ class Operation(Handle):
 
     __slots__ = ("_overlapped",)
 
-    def __init__(self, callback: Callable[[], object], loop: System, context: Context | None) -> None:
-        super().__init__(callback, (), loop, context)  # type: ignore[arg-type]
+    def __init__(self, callback: Callable[[], object], loop: Loop, context: Context | None) -> None:
+        super().__init__(callback, (), loop, context)
         self._overlapped = Overlapped(NO_EVENT)
+
+    def _run(self) -> None:
+        self._cancelled = True  # from now on: an interrupt may have had it queued twice
+        super()._run()
+        self._loop._system.operations.called(self)
+
+    def ended(self) -> bool:
+        """Whether it has a result."""
+        return not self._overlapped.pending
 
     def cancel(self) -> None:
         """Do not call back, and have Windows end it early, if it can."""
+        self._loop._system.operations.called(self)
+        if self._cancelled:
+            return
         super().cancel()
-        self._overlapped.cancel()
+        try:
+            self._overlapped.cancel()
+        except OSError as error:  # its file was closed, which ends it, too; though not at once in wine
+            if error.winerror != ERROR_INVALID_HANDLE:
+                raise
 
     def result(self) -> Any:
         """What the operation came to. Raises OSError if it failed."""
@@ -95,18 +114,21 @@ class Operation(Handle):
 
 
 class Operations:
-    """The overlapped operations of a loop."""
+    """The overlapped operations of a loop, and its blocking ones that have ended."""
 
-    __slots__ = ("_in_flight", "_loop")
+    __slots__ = ("_in_flight", "_loop", "_uncalled")
 
-    def __init__(self, loop: System) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Any = loop
         self._in_flight: dict[int, Operation] = {}  # by the address that their packet has
-        loop._selector.foreign[COMPLETED] = self._completed
+        # Have ended, and their callback has not returned yet: an interrupt may come before its first instruction. It
+        # may be called again, and looks whether the operation that it waits for has ended.
+        self._uncalled: dict[int, Handle] = {}
+        loop._turn.interests.foreign[COMPLETED] = self._completed
 
     def associate(self, handle: int) -> None:
         """Have the completions of a file come to the loop's port. Raises OSError if they cannot."""
-        self._loop._selector.port.associate(handle, COMPLETED)
+        self._loop._turn.interests.port.associate(handle, COMPLETED)
 
     def begin(
         self, method: str, arguments: tuple[Any, ...], callback: Callable[[], object], context: Context | None
@@ -115,28 +137,67 @@ class Operations:
         then nobody is called back.
         """
         operation = Operation(callback, self._loop, context)
-        getattr(operation._overlapped, method)(*arguments)
-        return self.note(operation)
-
-    def note(self, operation: Operation) -> Operation:
-        """Keep an operation that was begun."""
-        self._in_flight[operation._overlapped.address] = operation
+        self.start(operation, method, arguments)
         return operation
 
+    def start(self, operation: Operation, method: str, arguments: tuple[Any, ...]) -> Any:
+        """As `begin`. Returns what the method returns: something true if there is nothing to wait for."""
+        address = operation._overlapped.address
+        self._in_flight[address] = operation  # first: an interrupt may come when it was begun
+        try:
+            over = getattr(operation._overlapped, method)(*arguments)
+        except OSError:
+            del self._in_flight[address]
+            raise
+        except BaseException:
+            operation.cancel()
+            raise
+        if over:
+            del self._in_flight[address]
+        return over
+
+    def expects(self, operation: Operation) -> bool:
+        """Whether an operation has its packet or its turn before it."""
+        return self._in_flight.get(operation._overlapped.address) is operation or operation in self._loop._turn.ready
+
     def _completed(self, address: int, _count: int) -> None:
-        operation = self._in_flight.pop(address, None)
+        operation = self._in_flight.get(address)
         if operation is None:
-            self._loop._selector.stale_notifications += 1
-        elif not operation._cancelled:
-            self._loop._ready.append(operation)
+            self._loop._turn.interests.stale_notifications += 1
+            return
+        if not operation._cancelled:
+            self.call(operation)
+        del self._in_flight[address]  # last: after an interrupt we are told again
+
+    def call(self, operation: Handle) -> None:
+        """It has ended. May be called in another thread."""
+        self._uncalled[id(operation)] = operation
+        self._loop._turn.ready.append(operation)
+
+    def called(self, operation: Handle) -> None:
+        """Its callback has returned, or is not to be called."""
+        self._uncalled.pop(id(operation), None)
+
+    def call_again(self) -> None:
+        """What an interrupt has kept from being called, or from returning."""
+        ready = list(self._loop._turn.ready)
+        for operation in list(self._uncalled.values()):
+            if all(handle is not operation for handle in ready):
+                operation._cancelled = False
+                self._loop._turn.ready.append(operation)
 
     def close(self) -> None:
         """Cancel what is in flight, and take in its packets."""
-        for operation in self._in_flight.values():
-            operation.cancel()
-        selector, deadline = self._loop._selector, perf_counter_ns() + PATIENCE_NS
+        self._uncalled.clear()
+        with ExitStack() as every:
+            for operation in self._in_flight.values():
+                every.callback(operation.cancel)
+            every.callback(self._take_in)
+
+    def _take_in(self) -> None:
+        interests, deadline = self._loop._turn.interests, perf_counter_ns() + PATIENCE_NS
         while self._in_flight and (left := deadline - perf_counter_ns()) > 0:
-            selector.ready(selector.dequeue(left))
+            interests.ready(interests.dequeue(left))
         for operation in self._in_flight.values():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(operation._overlapped))
         self._in_flight.clear()
@@ -150,8 +211,8 @@ class OverlappedFile:
 
     __slots__ = ("_handle", "_operations", "pipe")
 
-    def __init__(self, loop: System, pipe: Any, handle: int) -> None:
-        self._operations = loop._windows.operations
+    def __init__(self, loop: Loop, pipe: Any, handle: int) -> None:
+        self._operations: Operations = loop._system.operations
         self._operations.associate(handle)
         self._handle = handle
         self.pipe = pipe
@@ -165,9 +226,15 @@ class OverlappedFile:
     def connect(self, callback: Callable[[], object]) -> Operation | None:
         """Wait for a client, as the server of a named pipe. None if one is there already: then nobody is called."""
         operation = Operation(callback, self._operations._loop, None)
-        if operation._overlapped.ConnectNamedPipe(self._handle):
-            return None
-        return self._operations.note(operation)
+        return None if self._operations.start(operation, "ConnectNamedPipe", (self._handle,)) else operation
+
+    def ended(self) -> bool:
+        """Whether this is a pipe that may be read from, with nothing in it and the other end closed."""
+        try:
+            _winapi.PeekNamedPipe(self._handle, 0)
+        except OSError as error:
+            return error.winerror in AT_END
+        return False
 
     def close(self) -> None:
         self.pipe.close()

@@ -16,24 +16,28 @@ import sys
 assert sys.platform == "win32"
 
 import asyncio
+import logging
 import warnings
-from asyncio import constants, futures, protocols
-from asyncio.log import logger
 from asyncio.transports import _FlowControlMixin
 from contextvars import copy_context
 from typing import TYPE_CHECKING
+
+from notifyloop.turn.stream import feed
+from notifyloop.turn.transport import LATE_WRITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, TypeAlias
 
+    from notifyloop.turn.surface import Loop
     from notifyloop.windows.blocking import BlockingFile, BlockingOperation
     from notifyloop.windows.overlapped import Operation, OverlappedFile
-    from notifyloop.windows.system import System
 
     File: TypeAlias = OverlappedFile | BlockingFile
 
 __all__ = ["DuplexPipeTransport", "ReadPipeTransport", "WritePipeTransport"]
+
+logger = logging.getLogger("asyncio")
 
 MOST_AT_ONCE = 64 * 1024  # bytes of one read
 TO_SEE_IT_CLOSE = 16  # bytes
@@ -46,13 +50,13 @@ class PipeTransport(_FlowControlMixin):
 
     def __init__(
         self,
-        loop: System,
+        loop: Loop,
         file: File,
         protocol: asyncio.BaseProtocol,
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(extra, loop)
+        super().__init__(extra, loop)  # type: ignore[arg-type]
         self._extra["pipe"] = file.pipe  # type: ignore[attr-defined]
         self._file: File | None = file
         self._reading: Operation | BlockingOperation | None = None
@@ -72,8 +76,8 @@ class PipeTransport(_FlowControlMixin):
             self._report(error, "Exception in callback connection_made")
         if not self._closing:
             self._read()
-        if waiter is not None:
-            futures._set_result_unless_cancelled(waiter, None)  # type: ignore[attr-defined]
+        if waiter is not None and not waiter.cancelled():
+            waiter.set_result(None)
 
     def _read(self) -> None:
         raise NotImplementedError
@@ -193,15 +197,26 @@ class _Reads(PipeTransport):
 
     def _read_ended(self) -> None:
         operation = self._reading
-        if operation is None or self._closing:
+        if operation is None or self._closing or not operation.ended():
             return
         if self._paused:
             self._withheld = True
             return
-        self._reading = None
+        try:
+            self._take(operation)
+        except BaseException:  # an interrupt: the loop may be run again, and the pipe shall go on as a socket does
+            if not self._closing:
+                self._loop.call_soon(
+                    self._read_ended if self._reading is operation else self._read, context=self._context
+                )
+            raise
+
+    def _take(self, operation: Operation | BlockingOperation) -> None:
         try:
             data = operation.received()
+            self._reading = None
         except OSError as error:
+            self._reading = None
             self._fatal_error(error, "Fatal read error on pipe transport")
             return
         if data is None:
@@ -210,7 +225,7 @@ class _Reads(PipeTransport):
         if data:
             try:
                 if isinstance(self._protocol, asyncio.BufferedProtocol):
-                    protocols._feed_data_to_buffered_proto(self._protocol, data)  # type: ignore[attr-defined]
+                    feed(self._protocol, data)
                 else:
                     self._protocol.data_received(data)
             except (SystemExit, KeyboardInterrupt):
@@ -237,6 +252,8 @@ class _Reads(PipeTransport):
 
 
 class _Writes(PipeTransport):
+    _protocol_paused: bool
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._buffer: list[bytes] = []
         self._buffered = 0  # bytes, with those under way
@@ -251,7 +268,7 @@ class _Writes(PipeTransport):
                 f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
         if self._closing:
-            if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            if self._conn_lost >= LATE_WRITES:
                 logger.warning("pipe closed by peer or os.write(pipe, data) raised exception.")
             self._conn_lost += bool(self._conn_lost)
             return
@@ -276,21 +293,31 @@ class _Writes(PipeTransport):
             self._fatal_error(error, "Fatal write error on pipe transport")
 
     def _written(self) -> None:
-        operation, self._writing = self._writing, None
-        if operation is None:
+        operation = self._writing
+        if operation is None or not operation.ended():
             return
+        try:
+            self._go_on_writing(operation)
+        except BaseException:  # an interrupt, likewise
+            if self._writing is operation:
+                self._loop.call_soon(self._written, context=self._context)
+            raise
+
+    def _go_on_writing(self, operation: Operation | BlockingOperation) -> None:
         try:
             operation.result()
         except OSError as error:
+            self._writing = None
             self._fatal_error(error, "Fatal write error on pipe transport")
             return
         if self._buffer:
             data = b"".join(self._buffer)
-            self._buffer.clear()
             self._buffered = len(data)
             self._write(data)
+            self._buffer.clear()
         else:
             self._buffered = 0
+            self._writing = None
             if self._closing:
                 self._lose(None)
                 return
@@ -314,9 +341,24 @@ class _Writes(PipeTransport):
         raise NotImplementedError
 
     def _force_close(self, error: BaseException | None) -> None:
+        if error is not None and self._buffered and not self._conn_lost:
+            self._have_them_wait()
         self._buffer.clear()
         self._buffered = 0
         super()._force_close(error)
+
+    def _have_them_wait(self) -> None:
+        """Whoever waits until what he wrote has gone must hear that it never will, and is told with the connection's
+        loss. Until then he should go on waiting: a child's protocol is told some turns later than others.
+        """
+        if not self._protocol_paused:
+            self._protocol_paused = True
+            try:
+                self._context.copy().run(self._protocol.pause_writing)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._report(error, "protocol.pause_writing() failed")
 
 
 class ReadPipeTransport(_Reads, asyncio.ReadTransport):
@@ -346,17 +388,28 @@ class WritePipeTransport(_Writes, asyncio.WriteTransport):
             self._fatal_error(error, "Fatal write error on pipe transport")
 
     def _read_ended(self) -> None:
-        operation, self._reading = self._reading, None
-        if operation is None or self._closing:
+        operation = self._reading
+        if operation is None or self._closing or not operation.ended():
             return
         try:
             closed = operation.received() is None
         except OSError as error:
             self._fatal_error(error, "Fatal write error on pipe transport")
             return
-        if not closed:  # nobody has asked for that
+        if closed:
+            self._other_end_closed()
+        else:  # nobody has asked for that
             self._read()
-        elif self._writing is not None:
+
+    def look_for_its_end(self) -> None:
+        """Hear of the other end's now, if that was closed already."""
+        from notifyloop.windows.overlapped import OverlappedFile  # noqa: PLC0415
+
+        if isinstance(self._file, OverlappedFile) and self._file.ended():
+            self._other_end_closed()
+
+    def _other_end_closed(self) -> None:
+        if self._writing is not None:
             self._force_close(BrokenPipeError())
         else:
             self.close()

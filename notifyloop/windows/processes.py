@@ -19,14 +19,16 @@ import atexit
 import itertools
 import weakref
 from asyncio import base_subprocess, windows_utils
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from notifyloop.children import Child
+from notifyloop.windows.pipes import WritePipeTransport
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from notifyloop.windows.system import System
+    from notifyloop.turn.surface import Loop
 
 __all__ = ["ChildProcess", "Exits"]
 
@@ -49,31 +51,32 @@ class Exits:
 
     __slots__ = ("_loop", "_numbers", "_waits")
 
-    def __init__(self, loop: System) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Any = loop
         self._numbers = itertools.count(1)  # where the packet of an overlapped operation has its address
         self._waits: dict[int, tuple[int, ChildProcess]] = {}
-        loop._selector.foreign[EXITED] = self._exited
+        loop._turn.interests.foreign[EXITED] = self._exited
 
     def watch(self, child: ChildProcess, process: int) -> None:
         """Have a child's `_exited` called when the process with this handle has ended. Raises OSError."""
         number = next(self._numbers)
-        port = self._loop._selector.port.handle
+        port = self._loop._turn.interests.port.handle
         wait = _overlapped.RegisterWaitWithQueue(process, port, number, _overlapped.INFINITE)
         self._waits[number] = wait, child
 
     def _exited(self, number: int, _timed_out: int) -> None:
         wait, child = self._waits.pop(number, (0, None))
         if child is None:
-            self._loop._selector.stale_notifications += 1
+            self._loop._turn.interests.stale_notifications += 1
             return
         unregister(wait)
         self._loop.call_soon(child._exited)
 
     def close(self) -> None:
-        for wait, _ in self._waits.values():
-            unregister(wait)
-        self._waits.clear()
+        with ExitStack() as every:
+            for wait, _ in self._waits.values():
+                every.callback(unregister, wait)
+            self._waits.clear()
 
 
 def unregister(wait: int) -> None:
@@ -91,7 +94,7 @@ class ChildProcess(Child, base_subprocess.BaseSubprocessTransport):
         )
         handles[self._proc] = self._proc._handle  # type: ignore[attr-defined, unused-ignore]
         try:
-            self._loop._windows.exits.watch(self, int(self._proc._handle))  # type: ignore[attr-defined, unused-ignore]
+            self._loop._system.exits.watch(self, int(self._proc._handle))  # type: ignore[attr-defined, unused-ignore]
         except OSError:  # no child that nobody watches
             with self._proc:
                 self._proc.kill()
@@ -101,4 +104,15 @@ class ChildProcess(Child, base_subprocess.BaseSubprocessTransport):
         assert self._proc is not None
         returncode = self._proc.poll()
         assert returncode is not None
+        # Its end of the pipe was closed before, but there may be no packet of that yet: then who writes to it when
+        # `wait` has returned would not hear that he does so for nobody.
+        stdin = self._pipes.get(0)
+        if stdin is not None and isinstance(stdin.pipe, WritePipeTransport):
+            stdin.pipe.look_for_its_end()
         self._process_exited(returncode)
+
+    def _check_proc(self) -> None:
+        # The pipes may be open still, and then asyncio would have `Popen` say nothing of a signal for nobody.
+        if self._returncode is not None:
+            raise ProcessLookupError
+        super()._check_proc()

@@ -18,12 +18,13 @@ import sys
 assert sys.platform == "win32"
 
 import asyncio
+import contextlib
 import inspect
 import msvcrt
 import os
 import signal
 import threading
-from asyncio import coroutines, windows_utils
+from asyncio import windows_utils
 from typing import TYPE_CHECKING
 
 from notifyloop.windows.overlapped import OverlappedFile
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
+    from notifyloop.turn.surface import Loop
     from notifyloop.windows.overlapped import Operation
-    from notifyloop.windows.system import System
 
 __all__ = ["Signals"]
 
@@ -42,17 +43,13 @@ NOBODY = -1
 MOST_AT_ONCE = 4096
 
 
-def _heard(_signal: int, _frame: FrameType | None) -> None:
-    """A signal needs a handler of Python's to be written to the descriptor."""
-
-
 class Signals:
     """The signal handlers of a loop."""
 
     __slots__ = ("_handlers", "_hears", "_loop", "_reading", "_tells")
 
-    def __init__(self, loop: System) -> None:
-        self._loop = loop
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Any = loop
         self._handlers: dict[int, asyncio.Handle] = {}
         self._tells = NOBODY  # the descriptor that Python writes to
         self._hears: OverlappedFile | None = None
@@ -67,6 +64,8 @@ class Signals:
         try:
             if self._hears is None:
                 self._open()
+            elif self._reading is None or not self._loop._system.operations.expects(self._reading):
+                self._come()  # an interrupt came in between
             return signal.set_wakeup_fd(self._tells)
         except ValueError:
             return None
@@ -95,26 +94,28 @@ class Signals:
         self._reading = self._hears.read(MOST_AT_ONCE, self._come)
 
     def _come(self) -> None:
-        assert self._reading is not None
-        numbers = self._reading.received()
-        self._read()
+        if self._reading is not None and not self._reading.ended():
+            return  # called again, after an interrupt
+        numbers = None if self._reading is None else self._reading.received()
         for number in numbers or b"":
             handle = self._handlers.get(number)
             if handle is not None:
-                self._loop._ready.append(handle)
+                self._loop._turn.ready.append(handle)
+        self._read()
 
     # ---- handlers
 
     def add(self, number: int, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Raises as `asyncio.loop.add_signal_handler`."""
-        if coroutines.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
+        if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         check(number)
-        self._loop._check_closed()
+        if self._loop is None:
+            raise RuntimeError("Event loop is closed")
         if self.listen() is None:
             raise RuntimeError("set_wakeup_fd only works in main thread of the main interpreter")
         try:
-            signal.signal(number, _heard)
+            signal.signal(number, self._heard)
         except (OSError, ValueError) as error:
             if not self._handlers and not self._loop.is_running():
                 self._give_back(NOBODY)
@@ -128,22 +129,52 @@ class Signals:
         if handle is None:
             return False
         handle.cancel()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        give_up(number)
         if not self._handlers and not self._loop.is_running():
             self._give_back(NOBODY)
         return True
 
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        """A signal needs a handler of Python's to be written to the descriptor. That is all there is to do, unless
+        another thread has closed the loop: then what is due since is done now, in the main thread.
+        """
+        if self._loop is None:
+            self._leave_for_good()
+            give_up(number)
+            signal.raise_signal(number)
+
     def close(self) -> None:
-        for number in list(self._handlers):
-            self.remove(number)
-        if self._hears is None:
+        """Also in another thread. Python lets only the main thread change what becomes of signals, so that is left to
+        the next one of them, if there are handlers.
+        """
+        in_charge = threading.current_thread() is threading.main_thread()
+        if in_charge:
+            for number in list(self._handlers):
+                self.remove(number)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+        if in_charge or not self._handlers:
+            self._leave_for_good()
+        for handle in self._handlers.values():
+            handle.cancel()
+        self._handlers.clear()
+
+    def _leave_for_good(self) -> None:
+        hears, self._hears = self._hears, None
+        if hears is None:
             return
-        if self._reading is not None:
-            self._reading.cancel()
-        self._hears.close()
-        self._hears = None
+        with contextlib.suppress(ValueError):  # in another thread or interpreter, where it was not set
+            told = signal.set_wakeup_fd(NOBODY)
+            if told != self._tells:
+                signal.set_wakeup_fd(told)
+        hears.close()
         os.close(self._tells)
         self._tells = NOBODY
+
+
+def give_up(number: int) -> None:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def check(number: int) -> None:

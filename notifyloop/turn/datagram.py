@@ -5,26 +5,29 @@ for one notification, until the socket has no more, but not so many that other s
 
 Sending: each datagram goes to the socket at once; what it does not take is kept, and sent in order when it is
 writable. Errors of single datagrams, such as that a peer's port is closed, are the protocol's to hear of
-(`error_received`) and never end the transport.
+(`error_received`) and never end the transport. As in asyncio, an endpoint that has no one peer sends also what it is
+given after `close()`, while there is a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import constants
-from asyncio.log import logger
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from notifyloop.transports.base import INTERNET, SocketTransport
+from notifyloop.turn.primitives import INTERNET
+from notifyloop.turn.transport import LATE_WRITES, SocketTransport
 
 if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from notifyloop.loop import NotifyLoop
+    from notifyloop.turn.surface import Loop
 
 __all__ = ["DatagramTransport"]
+
+logger = logging.getLogger("asyncio")
 
 # Bytes to make room for. malloc() maps what has 128 KiB, and more, which costs more than to receive; no Internet
 # datagram has so many, those of Unix sockets may.
@@ -41,7 +44,7 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
 
     def __init__(
         self,
-        loop: NotifyLoop,
+        loop: Loop,
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
         address: Any = None,
@@ -83,15 +86,18 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
             raise TypeError(
                 f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
             )
-        if self._address and addr not in (None, self._address):
+        if self._address and addr is not None and not self._is_peer(addr):
             raise ValueError(f"Invalid address: must be None or {self._address}")
-        if self._conn_lost:
-            if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+        if self._conn_lost and (self._address or self._sock is None):
+            if self._conn_lost >= LATE_WRITES:
                 logger.warning("socket.send() raised exception.")
             self._conn_lost += 1
             return
         if not self._buffer:
             if self._send(data, addr):
+                return
+            if self._conn_lost:
+                logger.warning("%r: a datagram sent after close() is lost, for the socket takes no more now", self)
                 return
             self._await_writability()
             self._buffer = deque()
@@ -99,6 +105,12 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         self._buffer.append((data, addr))
         self._buffer_size += len(data) + OVERHEAD
         self._maybe_pause_protocol()
+
+    def _is_peer(self, addr: Any) -> bool:
+        """IPv6 has four numbers for what is known by two."""
+        if isinstance(addr, tuple) and len(addr) in (2, 3) and isinstance(self._address, tuple):
+            return addr == self._address[: len(addr)]
+        return bool(addr == self._address)
 
     def _send(self, data: bytes | bytearray | memoryview, addr: Any) -> bool:
         """Returns whether this datagram is done with, sent or not; False if the socket would block."""
@@ -134,4 +146,4 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
             self._buffer = ()
             self._await_nothing()
             if self._closing:
-                self._lose(None)
+                self._end(None)

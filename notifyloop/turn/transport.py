@@ -8,43 +8,67 @@ connection's next requests.
 A socket that its former owner closes stays open below until the transport closes it, as it does for the files that
 `socket.makefile` returned: its descriptor cannot become another socket's while the transport reads and writes it.
 
-Closing: a transport that is about to close its socket forgets the registration instead of removing it, for
-closing removes it anyway. Every path ends in `_call_connection_lost`, once.
+Closing: from close() on a transport wants nothing more of its socket, and when it closes that, it forgets the
+registration instead of removing it, for closing removes it anyway. Every path ends in `_call_connection_lost`, once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
+import logging
 import warnings
-from asyncio import futures, trsock
-from asyncio.log import logger
-from asyncio.transports import _FlowControlMixin
+from asyncio import trsock
 from contextvars import copy_context
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from notifyloop.turn.primitives import TrueSocket
+from notifyloop.turn.readiness import adopt, forget, rest
+from notifyloop.turn.scheduling import finalize
+from notifyloop.turn.transport_state import TransportState
+
 if TYPE_CHECKING:
+    import socket
     from collections import deque
     from collections.abc import Callable
+    from contextvars import Context
     from typing import Any
 
-    from notifyloop.loop import NotifyLoop
+    from notifyloop.turn.surface import Loop
 
 __all__ = ["SocketTransport", "Writer"]
 
+logger = logging.getLogger("asyncio")
+
 HIGH_WATER = 64 * 1024  # bytes; asyncio's
 LOW_WATER = HIGH_WATER // 4
-
-INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
-
-# The numbers without their names, of true sockets: to look for one name costs more than to make the socket.
-true_family: Callable[[socket.socket], int] = socket.SocketType.family.__get__
-true_kind: Callable[[socket.socket], int] = socket.SocketType.type.__get__
+LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
 
 
-def family_of(sock: socket.socket) -> int:
-    return true_family(sock) if isinstance(sock, socket.socket) else sock.family
+class Reader:
+    """What an interest calls instead of a transport that has paused and resumed reading in one turn: what stands in the
+    queue for the time before the pause is not called any more, as in asyncio.
+    """
+
+    __slots__ = ("_transport",)
+
+    # Whatever looks at handles finds these.
+    _callback = None
+    _cancelled = False
+    _source_traceback = None
+
+    def __init__(self, transport: SocketTransport) -> None:
+        self._transport = transport
+
+    def _run(self) -> None:
+        if self._transport._interest.reader is self:
+            self._transport._run()
+
+    def fail(self, error: OSError) -> None:
+        self._transport.fail(error)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._transport!r}>"
 
 
 class Writer:
@@ -52,7 +76,7 @@ class Writer:
 
     __slots__ = ("_cancelled", "_transport")
 
-    # Whatever looks at handles in debug mode finds these.
+    # Whatever looks at handles finds these.
     _callback = None
     _source_traceback = None
 
@@ -67,61 +91,42 @@ class Writer:
         transport = self._transport
         transport._call(transport._write_ready)
 
+    def fail(self, error: OSError) -> None:
+        self._transport.fail(error)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._transport!r}>"
 
 
-class SocketTransport(_FlowControlMixin, asyncio.Transport):
+class SocketTransport(TransportState):
     """A socket that a protocol has been given. Its kinds receive and send: `_read_ready`, `_write_ready`.
 
     It is itself the handle that its interest calls when there is something to receive: `_run`, unless `_cancelled`.
     """
 
-    __slots__ = (
-        "__dict__",  # empty, unless somebody replaces a method: tests do
-        "__weakref__",
-        "_buffer",
-        "_buffer_size",
-        "_cancelled",
-        "_closing",
-        "_conn_lost",
-        "_context",
-        "_interest",
-        "_peername",
-        "_protocol",
-        "_sock",
-        "_sock_fd",
-    )
+    __slots__ = ()
 
-    # Whatever looks at handles in debug mode finds these.
-    _callback = None
-    _source_traceback = None
-
-    _loop: NotifyLoop
-    _extra: dict[str, Any] | None
-    _protocol_paused: bool
-    _high_water: int
-    _low_water: int
     _read_ready: Callable[[], None]
     _write_ready: Callable[[], None]
 
     def __init__(
         self,
-        loop: NotifyLoop,
+        loop: Loop,
         sock: socket.socket,
         protocol: asyncio.BaseProtocol,
         extra: dict[str, Any] | None = None,
         peername: Any = None,
+        context: Context | None = None,
     ) -> None:
         self._sock: Any = None  # __del__ looks, also when this fails
         self._loop = loop
         self._extra = extra
-        self._interest = loop._adopt(sock)
+        self._interest = adopt(loop, sock, self)
         self._sock = sock
-        if issubclass(type(sock), socket.socket):  # others close as they like
+        if issubclass(type(sock), TrueSocket):  # others close as they like
             sock._io_refs += 1  # type: ignore[attr-defined]
         self._sock_fd = sock.fileno()
-        self._context = copy_context()
+        self._context = copy_context() if context is None else context
         self._peername = peername  # kept: once the peer is gone, the system does not know it any more
         self._protocol_paused = False
         self._high_water = HIGH_WATER
@@ -147,10 +152,19 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
                     "protocol": self._protocol,
                 }
             )
-        if self.is_reading():
-            self._start_reading()
-        if waiter is not None:
-            futures._set_result_unless_cancelled(waiter, None)  # type: ignore[attr-defined]
+        finally:
+            self._go_on(waiter)
+
+    def _go_on(self, waiter: asyncio.Future[None] | None) -> None:
+        """The second step, of which an interrupt must not rob a connection."""
+        try:
+            if self.is_reading():
+                self._start_reading()
+            if waiter is not None and not waiter.cancelled():
+                waiter.set_result(None)
+        except BaseException:
+            self._loop.call_soon(self._go_on, waiter, context=self._context)
+            raise
 
     # ---- what it is
 
@@ -194,17 +208,24 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
 
     # ---- readiness
 
-    def _start_reading(self) -> None:
-        self._cancelled = False
-        interest = self._interest
-        interest.reader = self
-        self._loop._selector.want(interest, interest.events | EVENT_READ)
+    def _start_reading(self, reader: Reader | None = None) -> None:
+        if reader is None:
+            self._cancelled = False
+        self._interest.reader = reader or self
+        self._want(self._interest.events | EVENT_READ)
 
     def _stop_reading(self) -> None:
         self._cancelled = True
-        interest = self._interest
-        interest.reader = None
-        self._loop._selector.want(interest, interest.events & ~EVENT_READ)
+        self._interest.reader = None
+        self._want(self._interest.events & ~EVENT_READ)
+
+    def _want(self, events: int) -> None:
+        """Raises RuntimeError if that is more than before and the loop is closed, as in asyncio."""
+        if events & ~self._interest.events:
+            self._loop._check_closed()
+        elif self._loop._closed:
+            return
+        self._loop._turn.interests.want(self._interest, events)
 
     def _run(self) -> None:
         self._call(self._read_ready)
@@ -222,16 +243,20 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
 
     def _await_writability(self) -> None:
         self._await_nothing()
-        interest = self._interest
-        interest.writer = Writer(self)
-        self._loop._selector.want(interest, interest.events | EVENT_WRITE)
+        self._interest.writer = Writer(self)
+        self._want(self._interest.events | EVENT_WRITE)
+
+    def _awaits_writability(self) -> bool:
+        """It should where there is something to send, unless an interrupt came in between."""
+        return self._interest.writer is not None and self._interest.events & EVENT_WRITE != 0
 
     def _await_nothing(self) -> None:
         interest = self._interest
-        if interest.writer is not None:
-            interest.writer.cancel()
+        writer = interest.writer
+        if writer is not None:
+            self._want(interest.events & ~EVENT_WRITE)
             interest.writer = None
-            self._loop._selector.want(interest, interest.events & ~EVENT_WRITE)
+            writer.cancel()
 
     # pause_writing() and resume_writing() are called from whoever writes, who may be in our context already: a copy is
     # the same to look at, and can always be entered.
@@ -266,11 +291,34 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
         self._buffer_size = 0
         self._lose(error)
 
-    def _lose(self, error: BaseException | None) -> None:
+    def _leave(self) -> None:
+        """Neither receive nor send any more."""
         self._conn_lost += 1
         self._cancelled = True
-        self._loop._forget(self._sock_fd)
+        rest(self._loop, self._interest)
+
+    def _lose(self, error: BaseException | None) -> None:
+        self._leave()
         self._loop.call_soon(self._call_connection_lost, error, context=self._context)
+
+    def _end(self, error: BaseException | None) -> None:
+        """As the last of what was to be sent has been sent, in the connection's context."""
+        self._leave()
+        self._call_connection_lost(error)
+
+    def fail(self, error: OSError) -> None:
+        """The port cannot watch the socket any more."""
+        if self._conn_lost:
+            return
+        self._loop.call_exception_handler(
+            {
+                "message": "The socket of a transport cannot be watched",
+                "exception": error,
+                "transport": self,
+                "protocol": self._protocol,
+            }
+        )
+        self._force_close(error)
 
     def _fatal_error(self, error: BaseException, message: str = "Fatal error on transport") -> None:
         if isinstance(error, OSError):
@@ -289,18 +337,25 @@ class SocketTransport(_FlowControlMixin, asyncio.Transport):
             self._release()
 
     def _release(self) -> None:
-        self._close_socket()
-        self._protocol = None
-        self._loop = None  # type: ignore[assignment]
+        try:
+            self._close_socket()
+        finally:  # it is closed, also if that has raised
+            self._protocol = None
+            self._loop = None  # type: ignore[assignment]
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self._sock is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._loop._forget(self._sock_fd)
-            self._close_socket()
+            finalize(self._loop, self._let_go)
+
+    def _let_go(self) -> None:
+        self._close_socket()
 
     def _close_socket(self) -> None:
+        for name in ("socket", "sockname", "peername"):  # it may be asked later, when the system has forgotten
+            self.get_extra_info(name)
+        forget(self._loop, self._interest)
         sock, self._sock = self._sock, None
-        if issubclass(type(sock), socket.socket):
+        if issubclass(type(sock), TrueSocket):
             sock._io_refs -= 1
         sock.close()

@@ -1,0 +1,28 @@
+from notifyloop.port.batch cimport Batch
+from notifyloop.turn.interest cimport Interest
+
+
+cdef class Interests:
+    cdef public object port
+    cdef public dict by_descriptor
+    cdef public long long stale_notifications
+    cdef public list places
+    cdef public list _vacant
+    cdef public list _vacated
+    cdef public list changed
+    cdef public bint _doubted
+    cdef public dict foreign
+    cdef public list _forgotten
+    cdef public object _forks
+    cdef public object _shared
+    cdef public int sleeping
+    cdef public list _untold
+    cdef public Batch _batch
+    cdef public Batch _orders_now
+
+    cpdef want(self, Interest interest, int events)
+    cpdef forget(self, Interest interest)
+    cpdef disbelieve(self, object interests)
+    cpdef tuple dequeue(self, object timeout)
+    cpdef list ready(self, object words)
+    cpdef unwanted(self, Interest interest, int events=*)

@@ -1,0 +1,14 @@
+# How compiled code sees classes that are written in Python: as structures, with the slots named here as fields.
+#
+# In any order, and without those that it does not use: where they lie, the classes are asked when this is compiled (see
+# layouts_build.py), and again when it is imported (see notifyloop/form.py). Always `object`, for interpreted code may put
+# anything into a slot. The module of such a class imports nothing of ours that is compiled, and has no .pxd.
+
+cdef extern from "layouts.h":
+
+    ctypedef class notifyloop.turn.handles.Handle [object HandleStruct, check_size error]:
+        cdef object _args, _callback, _cancelled, _context
+
+    ctypedef class notifyloop.turn.transport_state.TransportState [object TransportStruct, check_size error]:
+        cdef object _buffer, _buffer_size, _buffered_protocol, _closing, _conn_lost, _context, _direct
+        cdef object _empty_waiter, _eof, _loop, _paused, _protocol, _sock

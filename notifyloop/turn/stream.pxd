@@ -1,0 +1,22 @@
+cimport cython
+
+from notifyloop.turn cimport primitives
+from notifyloop.turn.layouts cimport TransportState
+
+cdef Py_ssize_t RECEIVE
+
+
+cpdef pause_reading(TransportState transport)
+cpdef resume_reading(TransportState transport)
+cpdef receive(TransportState transport)
+@cython.locals(count=Py_ssize_t)
+cpdef receive_into_protocol(TransportState transport)
+@cython.locals(sent=Py_ssize_t)
+cpdef write(TransportState transport, object data)
+cpdef keep_rest(TransportState transport, object data, Py_ssize_t sent)
+cpdef keep(TransportState transport, object data)
+cpdef write_ready(TransportState transport)
+@cython.locals(sent=Py_ssize_t)
+cpdef bint send_buffer(TransportState transport) except -1
+cpdef allow_direct_writes(TransportState transport)
+cpdef Py_ssize_t not_sent(TransportState transport, object error) except -1

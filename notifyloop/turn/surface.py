@@ -1,0 +1,56 @@
+"""What those who run in a turn need of their loop, and those who stand beside it: nothing else of it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from typing import Any
+
+    from notifyloop.turn.state import Turn
+
+__all__ = ["Loop"]
+
+
+class Loop(Protocol):
+    """A loop, as its turn sees it. All this is asyncio's, but for the first two."""
+
+    _turn: Turn
+    _system: Any  # what it keeps of the operating system's: see `System`, in `unix` and in `windows`
+    _closed: bool
+    _debug: bool
+    _stopping: bool
+    _thread_id: int | None  # of the thread in which it runs
+    _ssock: Any
+    _csock: Any
+    _signal_handlers: dict[int, Any]
+
+    def time(self) -> float: ...
+    def is_closed(self) -> bool: ...
+    def is_running(self) -> bool: ...
+    def _check_closed(self) -> None: ...
+    def get_debug(self) -> bool: ...
+    def create_future(self) -> asyncio.Future[Any]: ...
+    def create_task(self, coro: Any) -> asyncio.Task[Any]: ...
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]: ...
+    async def _ensure_resolved(self, address: Any, **options: Any) -> list[Any]: ...
+    def call_exception_handler(self, context: dict[str, Any]) -> None: ...
+
+    # asked of the loop, although we have them ourselves: programs replace them
+
+    def _make_socket_transport(self, *arguments: Any, **options: Any) -> asyncio.Transport: ...
+    def _make_ssl_transport(self, *arguments: Any, **options: Any) -> asyncio.Transport: ...
+    def _start_serving(self, *arguments: Any, **options: Any) -> None: ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle: ...
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.Handle: ...
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle: ...
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle: ...
