@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.asyncio
+
+
 def since(*version: int) -> pytest.MarkDecorator:
-    loops = ["notifyloop", "uvloop"]
-    return pytest.mark.asyncio(loop_factories=["asyncio", *loops] if sys.version_info >= version else loops)
+    name = ".".join(map(str, version))
+    return pytest.mark.differs(asyncio="3.11.7", reason=f"since {name}", when=sys.version_info < version)
 
 
 @pytest.mark.only("unix sockets", reason="this Python has no Unix sockets")
@@ -78,19 +84,40 @@ class TestShutdownDefaultExecutor:
         with pytest.raises(RuntimeError, match="Executor shutdown has been called"):
             await loop.run_in_executor(None, int)
 
-    @pytest.mark.asyncio(loop_factories=["notifyloop"])  # uvloop waits all the same
+    @pytest.mark.differs(asyncio="3.11.7", reason="since 3.12", when=sys.version_info < (3, 12), run=False)
+    @pytest.mark.differs(asyncio="3.12.1", reason="waits all the same", when=sys.version_info < (3, 13), run=False)
+    @pytest.mark.differs(uvloop="0.23.0", reason="waits all the same", run=False)
     async def test_a_thread_that_does_not_end(self) -> None:
         loop = asyncio.get_running_loop()
         end = threading.Event()
-        waiting = loop.run_in_executor(None, end.wait)
-        with pytest.warns(RuntimeWarning, match=r"within 0\.01 seconds"):
-            await loop.shutdown_default_executor(timeout=0.01)  # type: ignore[call-arg]
-        end.set()
+        try:
+            waiting = loop.run_in_executor(None, end.wait)
+            with pytest.warns(RuntimeWarning, match=r"within 0\.01 seconds"):
+                await loop.shutdown_default_executor(timeout=0.01)  # type: ignore[call-arg]
+        finally:
+            end.set()  # Python waits for such threads before it ends
         assert await waiting
 
     @since(3, 12)
     async def test_no_thread_was_ever_needed(self) -> None:
         await asyncio.get_running_loop().shutdown_default_executor(timeout=0.01)  # type: ignore[call-arg]
+
+    @since(3, 13)
+    async def test_an_executor_that_fails(self) -> None:
+        failed: list[bool] = []
+
+        class Failing(ThreadPoolExecutor):
+            def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+                super().shutdown(wait, cancel_futures=cancel_futures)
+                if not failed:
+                    failed.append(True)
+                    raise LookupError("it has failed")
+
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(Failing())
+        await loop.run_in_executor(None, int)
+        with pytest.raises(LookupError, match="it has failed"):
+            await loop.shutdown_default_executor(timeout=60)  # type: ignore[call-arg]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no eager tasks")
@@ -103,9 +130,8 @@ class TestEagerStart:
         return "done"
 
     @since(3, 13, 3)
+    @pytest.mark.differs(uvloop="0.23.0", reason="has it since Python 3.13", when=sys.version_info < (3, 13))
     async def test_it_starts_at_once(self) -> None:
-        if sys.version_info < (3, 13) and type(asyncio.get_running_loop()).__module__ == "uvloop":
-            pytest.skip("uvloop has it since Python 3.13")
         steps: list[str] = []
         task = asyncio.get_running_loop().create_task(self.work(steps), name="eager", eager_start=True)  # type: ignore[call-arg]
         assert (steps, task.get_name()) == (["started"], "eager")
@@ -114,7 +140,6 @@ class TestEagerStart:
         assert steps == ["started", "went on"]
         await later
 
-    @pytest.mark.asyncio
     async def test_a_task_factory_gets_what_it_was_given_and_no_more(self) -> None:
         given: list[dict[str, object]] = []
 
@@ -131,3 +156,22 @@ class TestEagerStart:
             loop.set_task_factory(None)
         assert task.get_name() == "named"
         assert "eager_start" not in given[0] or given[0]["eager_start"] is None
+
+    @since(3, 13, 3)
+    async def test_one_that_has_failed_is_not_held_by_its_own_exception(self) -> None:
+        if sys.version_info < (3, 13) and type(asyncio.get_running_loop()).__module__ == "uvloop":
+            pytest.skip("uvloop has it since Python 3.13")
+
+        async def fail() -> None:
+            raise LookupError
+
+        gc.collect()
+        gc.disable()
+        try:
+            task = asyncio.get_running_loop().create_task(fail(), eager_start=True)  # type: ignore[call-arg]
+            error, remains = task.exception(), weakref.ref(task)
+            del task
+            assert isinstance(error, LookupError)
+            assert remains() is None
+        finally:
+            gc.enable()

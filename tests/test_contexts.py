@@ -1,8 +1,6 @@
 """In which context the callbacks of transports run: one for each connection, a copy of that in which it was made.
 
-uvloop does it so; asyncio gives them the context of whoever paused, wrote or closed
-(https://github.com/python/cpython/issues/140947).
-"""
+uvloop does it so."""
 
 from __future__ import annotations
 
@@ -20,7 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-pytestmark = pytest.mark.asyncio(loop_factories=["notifyloop", "uvloop"])
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.differs(
+        asyncio="3.13.0",
+        reason="the context of whoever paused, wrote or closed: https://github.com/python/cpython/issues/140947",
+    ),
+]
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
 
@@ -176,7 +180,7 @@ class TestStreams:
             reader, writer = await peers.get()
             await exercise(protocol, writer, reader)
 
-    @pytest.mark.asyncio(loop_factories=["notifyloop"])  # uvloop has one context for all connections of a server
+    @pytest.mark.differs(uvloop="0.23.0", reason="has one context for all connections of a server")
     async def test_connections_of_a_server_do_not_share_theirs(self) -> None:
         seen: asyncio.Queue[str] = asyncio.Queue()
 

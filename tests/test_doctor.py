@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import sysconfig
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,9 +19,11 @@ from notifyloop.port import Event, Operation, Trigger, batch, completion_port
 from notifyloop.port.abi import REGISTRATION
 from notifyloop.port.provider import provider
 from notifyloop.port.registration import REGISTERED
+from notifyloop.turn.primitives import FREE_THREADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import Any
 
 PYTHON = [sys.executable, "-W", "error"]
@@ -71,13 +75,96 @@ def test_reason_of_the_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.facts()["chosen_because"] == "the call was found"
 
 
-@pytest.mark.parametrize(
-    ("locked", "words"), [(False, "free-threaded, "), (True, "free-threaded, but with the GIL switched on, ")]
+# CPython's words
+SWITCHED_ON = (
+    "The global interpreter lock (GIL) has been enabled to load module 'culprit', which has not declared that it can"
+    " run safely without the GIL. To override this behavior and keep the GIL disabled (at your own risk), run with"
+    " PYTHON_GIL=0 or -Xgil=0."
 )
-def test_free_threaded_build_is_told(locked: bool, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
-    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: locked, raising=False)
-    assert str(doctor.facts()["python_build"]).startswith(words)
+
+
+class NotForced:
+    """The interpreter's flags, of which none is about the lock."""
+
+    gil = None
+
+    def __init__(self, flags: object) -> None:
+        self._flags = flags
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._flags, name)
+
+
+class TestFreeThreadedBuild:
+    @pytest.fixture(autouse=True)
+    def _build(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor.sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
+
+    def test_without_lock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        assert str(doctor.facts()["python_build"]).startswith("free-threaded, ")
+
+    @pytest.mark.parametrize(
+        ("sitecustomize", "who"),
+        [
+            ("", "a module that notifyloop does not import"),
+            (f"import warnings; warnings.warn({SWITCHED_ON!r}, RuntimeWarning)", "module culprit"),
+        ],
+    )
+    def test_who_has_switched_the_lock_on(
+        self, sitecustomize: str, who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True, raising=False)
+        (tmp_path / "sitecustomize.py").write_text(sitecustomize)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "flags", NotForced(sys.flags))
+            build = doctor.facts()["python_build"]
+        assert str(build).startswith(f"free-threaded, but {who} has switched on the GIL, ")
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="this build always has the lock")
+def test_the_lock_is_switched_on_by_whoever_starts_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_GIL", "1")
+    done = run_as_a_user()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "free-threaded, but PYTHON_GIL or -X gil has switched on the GIL, " in done.stdout
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="this build always has the lock")
+@pytest.mark.only("linux", reason="there is a C compiler")
+def test_the_lock_is_switched_on_by_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "culprit.c"
+    source.write_text(
+        "#include <Python.h>\n"
+        'static struct PyModuleDef culprit = {PyModuleDef_HEAD_INIT, "culprit", NULL, 0};\n'
+        "PyMODINIT_FUNC PyInit_culprit(void) { return PyModuleDef_Init(&culprit); }\n"
+    )
+    include = f"-I{sysconfig.get_path('include')}"
+    subprocess.run(["cc", "-shared", "-fPIC", include, source, "-o", tmp_path / "culprit.so"], check=True, timeout=60)
+    (tmp_path / "sitecustomize.py").write_text("import culprit")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.delenv("PYTHON_GIL", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "notifyloop", "doctor"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    assert "free-threaded, but module culprit has switched on the GIL, " in done.stdout
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="this build always has the lock")
+def test_nothing_of_ours_switches_the_lock_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests' own packages do: by itself, Python runs notifyloop without it."""
+    monkeypatch.delenv("PYTHON_GIL", raising=False)
+    done = run_as_a_user()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python build       free-threaded, release" in done.stdout or "free-threaded, debug" in done.stdout
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_version_of_python_that_nobody_has_tried_is_told(newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NEWEST_PYTHON", (3, sys.version_info[1] - newer))
+    assert str(doctor.facts()["python"]).endswith(", not tried on this version") is newer
 
 
 def test_answer_that_the_system_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +192,7 @@ def with_fault(**replaced: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch],
     def install(monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (batch, completion_port):
             monkeypatch.setattr(module, "lib", Faulty(**replaced))
+        monkeypatch.setattr(provider, "entry_point", lambda name: None)  # compiled code would call C's own
 
     return install
 

@@ -16,17 +16,24 @@ if sys.version_info < (3, 12):
     pytest.skip("Python 3.11 has no eager tasks", allow_module_level=True)
 
 
+pytestmark = pytest.mark.differs(
+    uvloop="0.23.0",
+    reason="gives the factory an argument that it does not take",
+    when=(3, 13) <= sys.version_info < (3, 14),
+)
+NOT_EAGER = pytest.mark.differs(
+    uvloop="0.23.0", reason="tells the factory not to be eager", when=sys.version_info >= (3, 14)
+)
+
+
 @pytest.fixture
 def eager(loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.AbstractEventLoop]:
-    if sys.version_info >= (3, 14) and type(loop).__module__ == "uvloop":
-        pytest.skip("uvloop tells the factory not to be eager")
-    if (3, 13) <= sys.version_info < (3, 13, 3) and type(loop).__module__ == "uvloop":
-        pytest.skip("uvloop gives the factory an argument that it takes only since Python 3.13.3")
     loop.set_task_factory(asyncio.eager_task_factory)
     yield loop
     loop.set_task_factory(None)
 
 
+@NOT_EAGER
 def test_one_that_need_not_wait_is_done_before_anybody_has_it(eager: asyncio.AbstractEventLoop) -> None:
     async def answer() -> int:
         return 42
@@ -77,6 +84,7 @@ def test_one_that_waits_for_a_socket_goes_on_when_it_is_ready(eager: asyncio.Abs
     eager.run_until_complete(main())
 
 
+@NOT_EAGER
 def test_what_fails_at_once_fails_for_whoever_waits(eager: asyncio.AbstractEventLoop) -> None:
     async def fail() -> None:
         raise ZeroDivisionError

@@ -14,15 +14,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import notifyloop
-from notifyloop.handles import MOST_SPARE, UNSHARED
-from notifyloop.loop import Turn
+from notifyloop.turn.handles import MOST_SPARE
+from notifyloop.turn.interests import ASLEEP
+from notifyloop.turn.primitives import UNSHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +65,8 @@ def run_turns(loop: Loop, turns: int = 1) -> None:
 
 
 class TestScheduling:
+    @pytest.mark.differs(uvloop="0.23.0", reason="runs another turn after stop()")
     def test_callbacks_run_in_order_and_new_ones_in_the_next_turn(self, loop: Loop) -> None:
-        if type(loop).__module__ == "uvloop":
-            pytest.skip("uvloop runs another turn after stop()")
         order: list[str] = []
 
         def first() -> None:
@@ -82,8 +82,6 @@ class TestScheduling:
         assert order == ["first", "second", "third"]
 
     def test_a_loop_that_was_stopped_beforehand_takes_one_turn(self, loop: Loop, pair: Pair) -> None:
-        if type(loop).__module__ == "uvloop":
-            pytest.skip("uvloop stops without one")
         ran: list[str] = []
         pair[1].send(b"x")
         loop.add_reader(pair[0], ran.append, "reader")
@@ -146,6 +144,7 @@ class TestScheduling:
         gc.collect()
         assert not alive
 
+    @pytest.mark.differs(uvloop="0.23.0", reason="counts in milliseconds, and may be early by one")
     def test_timers_run_in_the_order_of_their_times(self, loop: Loop) -> None:
         order: list[int] = []
         now = loop.time()
@@ -154,9 +153,8 @@ class TestScheduling:
         loop.call_at(now + 0.01, loop.stop)
         loop.run_forever()
         assert order == [1, 2, 3]
-        if type(loop).__module__ != "uvloop":  # it counts in milliseconds, and may be early by one
-            early = loop._clock_resolution  # type: ignore[attr-defined]  # of asyncio's on Windows 15.6 ms, until Python 3.13
-            assert loop.time() >= now + 0.01 - early
+        early = loop._clock_resolution  # type: ignore[attr-defined]  # of asyncio's on Windows 15.6 ms, until Python 3.13
+        assert loop.time() >= now + 0.01 - early
 
     def test_many_cancelled_timers_are_forgotten(self, loop: Loop) -> None:
         class Payload:
@@ -262,6 +260,31 @@ class TestScheduling:
             gc.enable()
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_closed_loop_held_goes_with_it(loop: Loop, debug: bool) -> None:
+    """At once. There may be one loop for each call, and of a loop's dictionary that refers to itself CPython 3.13's
+    collector may never hear.
+    """
+
+    class Handler:
+        def __call__(self, loop: Loop, context: object) -> None:
+            pass
+
+    gc.disable()
+    try:
+        another = type(loop)()
+        another.set_debug(debug)
+        handler = Handler()
+        alive = weakref.ref(handler)
+        another.set_exception_handler(handler)
+        another.run_until_complete(asyncio.sleep(0))
+        another.close()
+        del another, handler
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 class TestOtherThreads:
     def test_a_sleeping_loop_wakes_up(self, loop: Loop) -> None:
         started = threading.Event()
@@ -324,12 +347,11 @@ class TestOtherThreads:
         loop.run_forever()
         assert handles[0].cancelled()
 
+    @pytest.mark.differs(uvloop="0.23.0", reason="its handles have no lock")
     @pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 nobody waits")
     @pytest.mark.parametrize("debug", [False, True])
     @pytest.mark.parametrize("method", ["cancel", "cancelled"])
     def test_whoever_asks_about_a_callback_that_runs_waits_for_it(self, loop: Loop, method: str, debug: bool) -> None:
-        if type(loop).__module__ == "uvloop":
-            pytest.skip("uvloop's handles have no lock")
         loop.set_debug(debug)
         started, asking, answered = threading.Event(), threading.Event(), threading.Event()
         early: list[bool] = []
@@ -398,9 +420,8 @@ class TestReaders:
         loop.run_forever()
         assert got == [b"a", b"b", b"c", b"d", b"e"]
 
+    @pytest.mark.differs(uvloop="0.23.0", reason="returns None")
     def test_removing_says_whether_there_was_one(self, loop: Loop, pair: Pair) -> None:
-        if type(loop).__module__ == "uvloop":
-            pytest.skip("uvloop returns None")
         loop.add_reader(pair[0], print)
         assert loop.remove_reader(pair[0]) is True
         assert loop.remove_reader(pair[0]) is False
@@ -461,6 +482,7 @@ class TestReaders:
             with pytest.raises(ConnectionRefusedError):
                 loop.run_until_complete(loop.sock_connect(client, address))
 
+    @pytest.mark.differs(asyncio="3.13.0", reason="takes them on Windows", when=not POSIX)
     @pytest.mark.parametrize("method", ["add_reader", "add_writer"])
     def test_invalid_descriptors(self, loop: Loop, method: str, tmp_path: Path) -> None:
         add = getattr(loop, method)
@@ -470,11 +492,10 @@ class TestReaders:
             add("socket", print)
         with socket.socket() as closed:
             descriptor = closed.fileno()
-        if not isinstance(loop, asyncio.SelectorEventLoop) or isinstance(loop, notifyloop.NotifyLoop) or POSIX:
-            with pytest.raises(OSError):  # noqa: PT011
-                add(descriptor, print)
-            with (tmp_path / "file").open("wb") as file, pytest.raises(PermissionError if POSIX else OSError):
-                add(file, print)
+        with pytest.raises(OSError):  # noqa: PT011
+            add(descriptor, print)
+        with (tmp_path / "file").open("wb") as file, pytest.raises(PermissionError if POSIX else OSError):
+            add(file, print)
 
     def test_a_descriptor_of_a_transport(self, loop: Loop, pair: Pair) -> None:
         async def main() -> None:
@@ -670,6 +691,18 @@ class TestOurs:
         loop.close()
         assert opened == Counter({"anon_inode:[eventpoll]": 1, "anon_inode:[eventfd]": 1})
 
+    @LINUX_LISTS
+    def test_one_that_nobody_closed_leaves_nothing_open(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where the warning of it is an exception, as here."""
+        told: list[BaseException | None] = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+        before = descriptors()
+        for _ in range(3):
+            loop = notifyloop.NotifyLoop()
+            del loop
+        assert descriptors() == before
+        assert [type(error) for error in told] == [ResourceWarning] * 3
+
     def test_another_selector_is_refused(self) -> None:
         import selectors  # noqa: PLC0415
 
@@ -729,7 +762,9 @@ class TestOurs:
         turns = after.iterations - before.iterations
         assert after.foreign_calls - before.foreign_calls <= turns
         if "afd" not in traits:  # which tells the kernel of each re-arm in a call of its own
-            assert after.kernel_calls - before.kernel_calls <= turns
+            assert (
+                after.kernel_calls - before.kernel_calls <= turns + turns // 256
+            )  # asked whether it is still the file
         assert after.re_arms - before.re_arms == 999
 
     @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -787,24 +822,17 @@ loop.close()
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 0
 
-        class Disturbed(Turn):
-            """Another thread comes just when the loop has said that it sleeps."""
+        class Disturbed(deque[asyncio.Handle]):
+            """Another thread comes just when the loop has said that it sleeps, and looks whether anything is ready."""
 
-            asleep = False
-
-            @property
-            def sleeping(self) -> bool:
-                return self.asleep
-
-            @sleeping.setter
-            def sleeping(self, sleeping: bool) -> None:
-                self.asleep = sleeping
-                if sleeping:
+            def __bool__(self) -> bool:
+                if not self.__len__() and notify_loop._turn.interests.sleeping == ASLEEP:
                     thread = threading.Thread(target=burst)
                     thread.start()
                     thread.join()
+                return self.__len__() > 0
 
-        notify_loop._turn = Disturbed()
+        notify_loop._ready = Disturbed(notify_loop._ready)
         notify_loop.run_forever()
         assert notify_loop.statistics().posted == 1
 
@@ -822,23 +850,20 @@ loop.close()
         notify_loop.run_forever()
         assert turns < 100
 
-    def test_slow_callbacks_are_interrupted_sooner(
-        self, notify_loop: notifyloop.NotifyLoop, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    def test_the_port_is_asked_in_each_turn_unless_nothing_is_watched(
+        self, notify_loop: notifyloop.NotifyLoop, pair: Pair
     ) -> None:
-        """The port is asked after the turn in which a millisecond has passed, however few turns that were."""
-        now, turns, waits = 0.0, 0, []
-        monkeypatch.setattr("notifyloop.loop.monotonic", lambda: now)
+        def waits_of(turns: int) -> int:
+            before = notify_loop.statistics().waits
+            for _ in range(turns):
+                notify_loop.call_soon(int)
+                notify_loop._run_once()
+            return notify_loop.statistics().waits - before
 
-        def spin() -> None:
-            nonlocal now, turns
-            now += 0.0004
-            turns += 1
-            waits.append(notify_loop.statistics().waits)
-            (notify_loop.call_soon(spin) if turns < 60 else notify_loop.stop())
-
-        notify_loop.call_soon(spin)
-        notify_loop.run_forever()
-        assert 10 <= len(set(waits)) <= 20
+        if not notify_loop._turn.interests.foreign:
+            assert waits_of(10) == 0
+        notify_loop.add_reader(pair[0], int)
+        assert waits_of(10) == 10
 
     def test_ready_callbacks_do_not_starve_timers(self, notify_loop: notifyloop.NotifyLoop) -> None:
         def spin() -> None:
@@ -888,3 +913,15 @@ loop.close()
             loop.close()
             loop.close()
         assert descriptors() == before
+
+
+@pytest.mark.asyncio
+@pytest.mark.differs(
+    asyncio="3.13.0", reason="forgets that it runs", when=(3, 13) <= sys.version_info < (3, 13, 5), run=False
+)
+async def test_a_loop_that_cannot_be_run_because_it_runs_goes_on_running() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(RuntimeError, match="already running"):
+        loop.run_forever()
+    assert loop.is_running()
+    assert asyncio.get_running_loop() is loop

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -421,6 +422,61 @@ def test_lives_as_long_as_it_is_registered(
 
 def test_says_what_it_is_doing(owned: OwnedSocket) -> None:
     assert repr(owned).startswith("<OwnedSocket armed <socket.socket")
+
+
+def test_many_threads_close_one(port: CompletionPort) -> None:
+    """Whoever owns it is told once, and its descriptor, which is another socket's a moment later, is closed once."""
+    told: list[OwnedSocket] = []
+    failures: list[OSError] = []
+    all_owned = [OwnedSocket(port, socket.socket(), lambda owned, events: None, told.append) for _ in range(200)]
+    start = threading.Barrier(4)
+
+    def close() -> None:
+        start.wait()
+        try:
+            for owned in all_owned:
+                owned.close()
+                socket.socket().close()
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert Counter(told) == Counter(all_owned)
+
+
+class ClosedByOne(socket.socket):
+    """Says whether another thread closes it at the same time: then both may close the descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed_twice = False
+        self._closing = threading.Lock()
+        self._another = threading.Event()
+
+    def close(self) -> None:
+        if self._closing.acquire(blocking=False):
+            self.closed_twice = self._another.wait(0.05)
+            super().close()
+            self._closing.release()
+        else:
+            self._another.set()
+
+
+def test_threads_that_close_one_do_so_one_after_the_other(port: CompletionPort, log: Log) -> None:
+    sock = ClosedByOne()
+    owned = OwnedSocket(port, sock, log.on_ready, log.on_release)
+    threads = [threading.Thread(target=owned.close) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not sock.closed_twice
+    assert log.released == [owned]
 
 
 class Hammered:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from notifyloop import NotificationSelector
-from notifyloop.selector import Interest
+from notifyloop.port.registration import RENEW
+from notifyloop.turn.interest import Interest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -346,8 +347,8 @@ class TestOurs:
 
     def test_packets_of_other_origins_are_handed_on_by_their_key(self, ours: NotificationSelector, pair: Pair) -> None:
         found: list[tuple[str, int, int]] = []
-        ours.foreign[0] = lambda overlapped, value: found.append(("zero", overlapped, value))
-        ours.foreign[5] = lambda overlapped, value: found.append(("five", overlapped, value))
+        ours.interests.foreign[0] = lambda overlapped, value: found.append(("zero", overlapped, value))
+        ours.interests.foreign[5] = lambda overlapped, value: found.append(("five", overlapped, value))
         ours.register(pair[0], EVENT_WRITE)
         for key, value in ((5, 1), (0, 2), (6, 3), (5, 4)):
             ours.port.post(key, value)
@@ -357,35 +358,34 @@ class TestOurs:
             ready += [key.fd for key, _ in ours.select(1)]
         assert found == [("five", 0, 1), ("zero", 0, 2), ("five", 0, 4)]
         assert pair[0].fileno() in ready
-        assert ours.stale_notifications == 1  # nobody wants the key 6
+        assert ours.interests.stale_notifications == 1  # nobody wants the key 6
 
     def test_who_comes_later_is_not_told_what_was_for_who_left(self, ours: NotificationSelector, pair: Pair) -> None:
         """They may have the same place in the list, but not while there may be packets of who had it before."""
         for sock in pair:
             sock.send(b"x")
             ours.register(sock, EVENT_READ, "left")
-        words = ours.dequeue(SECOND)
+        words = ours.interests.dequeue(SECOND)
         for sock in pair:
             ours.unregister(sock)
             ours.register(sock, EVENT_WRITE, "later")
-        assert (len(words), ours.ready(words)) == (2, [])
-        assert ours.stale_notifications == 2
+        assert (len(words), ours.interests.ready(words)) == (2, [])
+        assert ours.interests.stale_notifications == 2
         assert {key.data for key, _ in ours.select(1)} == {"later"}
 
-    def test_what_a_finalizer_wants_while_orders_are_made(
-        self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_a_finalizer_wants_while_orders_are_made(self, ours: NotificationSelector, pair: Pair) -> None:
         """It runs in the midst of anything."""
-        first, second = (ours.watch(sock, sock.fileno(), EVENT_WRITE, "data") for sock in pair)
-        arm = Interest.arm
 
-        def arm_and_finalize(interest: Interest) -> bytes:
-            monkeypatch.setattr(Interest, "arm", arm)
-            ours.want(second, EVENT_READ)
-            return interest.arm()
+        class Finalizing(Interest):
+            def arm(self, enable: int = RENEW) -> bytes:
+                if self.events == EVENT_READ and self.fd == first.fd:
+                    ours.interests.want(second, EVENT_READ)
+                return super().arm(enable)
 
-        monkeypatch.setattr(Interest, "arm", arm_and_finalize)
-        ours.want(first, EVENT_READ)
+        first, second = (
+            ours.interests.watch(sock, sock.fileno(), EVENT_WRITE, "data", kind=Finalizing) for sock in pair
+        )
+        ours.interests.want(first, EVENT_READ)
         ours.select(0)
         pair[0].send(b"x")
         assert [(key.fd, events) for key, events in ours.select(1)] == [(second.fd, EVENT_READ)]
@@ -393,17 +393,17 @@ class TestOurs:
     def test_places_are_taken_again(self, ours: NotificationSelector, pair: Pair) -> None:
         keys = set()
         for _ in range(100):
-            interest = ours.watch(pair[0], pair[0].fileno(), EVENT_READ, None)
+            interest = ours.interests.watch(pair[0], pair[0].fileno(), EVENT_READ, None)
             keys.add(interest.key)
             ours.unregister(pair[0])
             assert ours.select(0) == []
         assert len(keys) == 100
-        assert len(ours.places) < 5
+        assert len(ours.interests.places) < 5
 
     def test_places_are_not_endless(
         self, ours: NotificationSelector, pair: Pair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("notifyloop.selector.LAST_PLACE", 0)
+        monkeypatch.setattr("notifyloop.turn.interests.LAST_PLACE", 0)
         ours.register(pair[0], EVENT_READ)
         with pytest.raises(OSError, match="cannot watch more than 1 descriptors") as caught:
             ours.register(pair[1], EVENT_READ)
@@ -416,4 +416,4 @@ class TestOurs:
         for _ in range(100):
             with pytest.raises(OSError, match="cannot ENABLE"):
                 ours.register(closed_descriptor(), EVENT_READ)
-        assert len(ours.places) == 1
+        assert len(ours.interests.places) == 1

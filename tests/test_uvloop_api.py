@@ -10,7 +10,11 @@ import pytest
 import notifyloop
 
 uvloop = pytest.importorskip("uvloop")
-pytestmark = pytest.mark.filterwarnings("ignore:.*Policy.*:DeprecationWarning")  # from Python 3.14 on
+SEEN = "0.23.0"  # the newest that we know: what others offer is theirs
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Policy.*:DeprecationWarning"),  # from Python 3.14 on
+    pytest.mark.peer("uvloop", when=uvloop.__version__ != SEEN),
+]
 
 Parameter = inspect.Parameter
 

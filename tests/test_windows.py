@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -86,7 +90,7 @@ async def pipe(kind: tuple[bool, bool]) -> tuple[Ends, Ends]:
 
 
 def in_flight(loop: Any) -> int:
-    return len(loop._windows.operations)
+    return len(loop._system.operations)
 
 
 def python(*arguments: str, **options: Any) -> Any:
@@ -232,6 +236,88 @@ class TestPipes:
         writer.transport.write(b"in pieces of four")
         writer.transport.close()
         assert await received == b"in pieces of four"
+
+
+@pytest.mark.parametrize("kind", [OVERLAPPED, BLOCKING], ids=["overlapped", "blocking"])
+def test_an_interrupt_in_its_protocol_does_not_end_a_pipe(
+    kind: tuple[bool, bool], notify_loop: NotifyLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is run again, and all goes on."""
+    loop = notify_loop
+    reader, writer = loop.run_until_complete(pipe(kind))
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    for end, method in ((reader, "data_received"), (writer, "resume_writing")):
+        monkeypatch.setattr(end, method, interrupted)
+        writer.transport.write(bytes(200_000))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.wait_for(asyncio.Event().wait(), 30))
+        reader.data = b""
+        writer.transport.write(b"!")
+
+        async def main() -> None:
+            while not reader.data.endswith(b"!"):
+                reader.arrived.clear()
+                await reader.arrived.wait()
+
+        loop.run_until_complete(main())
+    writer.transport.close()
+
+    async def ends() -> None:
+        await reader.lost
+        await writer.lost
+
+    loop.run_until_complete(ends())
+
+
+@pytest.mark.parametrize("name", ["_run", "_read_ended", "_written"])
+@pytest.mark.parametrize("kind", [OVERLAPPED, BLOCKING], ids=["overlapped", "blocking"])
+def test_an_interrupt_in_the_first_line_of_its_callback_does_not_end_a_pipe(
+    kind: tuple[bool, bool], name: str, notify_loop: NotifyLoop
+) -> None:
+    loop = notify_loop
+    interrupts: list[str] = []
+
+    def interrupt(frame: Any, event: str, argument: object) -> Any:
+        code = frame.f_code
+        place = code.co_qualname
+        if code.co_name != name or "windows" not in code.co_filename or place in interrupts:
+            return None
+        interrupts.append(place)
+        raise KeyboardInterrupt
+
+    reader, writer = loop.run_until_complete(pipe(kind))
+
+    async def speak() -> None:
+        reader.data = b""
+        writer.transport.write(b"hello!")
+        while not reader.data.endswith(b"!"):
+            reader.arrived.clear()
+            await reader.arrived.wait()
+
+    async def end() -> None:
+        reader.transport.close()
+        writer.transport.close()
+
+    async def ends() -> None:
+        await reader.lost
+        await writer.lost
+
+    for task in (speak, speak, end):
+        waiting = loop.create_task(task())
+        while not waiting.done():
+            sys.settrace(interrupt)
+            try:
+                loop.run_until_complete(asyncio.wait_for(asyncio.shield(waiting), 20))
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+    loop.run_until_complete(ends())
+    assert interrupts
 
 
 @pytest.mark.asyncio(loop_factories=["notifyloop"])
@@ -407,6 +493,43 @@ except KeyboardInterrupt:
 """
         assert in_a_console(program) == b"interrupted"
 
+    def test_an_interrupt_ends_the_wait_however_many_came_before(self) -> None:
+        """In quick succession, so that they come while the loop looks after the first."""
+        program = """
+import os, time
+
+loop = notifyloop.NotifyLoop()
+heard, runs = threading.Event(), threading.Event()
+loop.call_soon(runs.set)
+
+def press_often():
+    runs.wait()
+    for number in range(30):
+        for _ in range(3):
+            interrupt(signal.CTRL_C_EVENT)
+            time.sleep(number % 10 / 4000)
+        while heard.wait(0.05):
+            heard.clear()
+        interrupt(signal.CTRL_C_EVENT)
+        if not heard.wait(20):
+            print("deaf after", number, flush=True)
+            os._exit(0)
+    print("heard all", flush=True)
+    os._exit(0)
+
+threading.Thread(target=press_often).start()
+while True:
+    try:
+        while True:
+            try:
+                loop.run_forever()
+            except KeyboardInterrupt:
+                heard.set()
+    except KeyboardInterrupt:
+        heard.set()
+"""
+        assert in_a_console(program) == b"heard all"
+
     @pytest.mark.parametrize(
         ("event", "number"),
         [
@@ -531,8 +654,6 @@ class TestProcesses:
     async def test_next_to_a_watched_socket(self) -> None:
         """What no loop of asyncio does on Windows."""
         loop = asyncio.get_running_loop()
-        import socket  # noqa: PLC0415
-
         ours, theirs = socket.socketpair()
         with ours, theirs:
             readable = asyncio.Event()
@@ -542,6 +663,31 @@ class TestProcesses:
             await readable.wait()
             loop.remove_reader(ours)
             assert (await child.communicate())[0].strip() == b"hello"
+
+    async def test_a_pipe_whose_child_is_gone(self) -> None:
+        """As when it had died later: whoever waits until what he wrote is gone hears that it is lost."""
+        for size in (1, 1_000_000):
+            child = await python("", stdin=subprocess.PIPE)
+            await child.wait()
+            child.stdin.write(bytes(size))
+            with pytest.raises(ConnectionError):
+                await child.stdin.drain()
+        child = await python("input()", stdin=subprocess.PIPE)
+        child.stdin.write(bytes(1_000_000))
+        child.kill()
+        with pytest.raises(BrokenPipeError):
+            await child.stdin.drain()
+
+    async def test_who_has_waited_for_it_cannot_kill_it(self) -> None:
+        heir = "import sys; sys.stdin.read()"
+        program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {heir!r}])"
+        child = await python(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        await child.wait()
+        for kill in (child.kill, child.terminate, lambda: child.send_signal(signal.SIGTERM)):
+            with pytest.raises(ProcessLookupError):
+                kill()
+        child.stdin.close()
+        assert await child.stdout.read() == b""
 
     async def test_kill_and_terminate(self) -> None:
         for how in ("kill", "terminate"):
@@ -577,6 +723,12 @@ class TestProcesses:
         assert (await child.communicate(bytes(1_000_000)))[0].strip() == b"closed"
 
 
+def in_another_thread(function: Any) -> None:
+    """Raises what it raises."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
+
+
 class TestSignals:
     def test_an_interrupt_ends_the_wait_at_once(self) -> None:
         async def main() -> None:
@@ -587,6 +739,18 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt):
             notifyloop.run(main())
         assert time.perf_counter() - started < 50
+
+    def test_closing_the_loop_in_another_thread_gives_signals_back(self) -> None:
+        """As soon as the main thread can: only there Python lets change what becomes of them."""
+        loop: Any = notifyloop.NotifyLoop()
+        loop.add_signal_handler(signal.SIGINT, print)
+        loop.run_until_complete(asyncio.sleep(0))
+        in_another_thread(loop.close)
+        assert loop.is_closed()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.set_wakeup_fd(-1) == -1
 
     def test_an_interrupt_of_a_second_loop_after_the_first_was_closed(self, notify_loop: NotifyLoop) -> None:
         first = notifyloop.NotifyLoop()
@@ -678,14 +842,63 @@ class TestTheEnd:
     @pytest.mark.parametrize("kind", [OVERLAPPED, BLOCKING], ids=["overlapped", "blocking"])
     def test_closing_the_loop_with_operations_in_flight(self, kind: tuple[bool, bool]) -> None:
         loop: Any = notifyloop.NotifyLoop()
-        _, writer = loop.run_until_complete(pipe(kind))
+        reader, writer = loop.run_until_complete(pipe(kind))
         writer.transport.write(bytes(1_000_000))
         started = time.perf_counter()
         loop.close()
         assert time.perf_counter() - started < 50
         assert not in_flight(loop)
-        del writer
+        del reader, writer
         gc.collect()  # closes their handles, and says nothing of closed loops
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    def test_closing_the_loop_in_another_thread(self, address: str) -> None:
+        """What one thread has begun and another cancels may be pending still when its file is closed."""
+
+        async def main(loop: Any) -> tuple[Any, ...]:
+            [server] = await loop.start_serving_pipe(asyncio.Protocol, address)
+            transport, _ = await loop.create_pipe_connection(asyncio.Protocol, address)
+            await asyncio.sleep(0.05)  # whoever connected is served, and the server waits for the next
+            return server, transport
+
+        def close(loop: Any, server: Any) -> None:
+            server.close()
+            loop.close()
+
+        for _ in range(5):
+            loop: Any = notifyloop.NotifyLoop()
+            server, transport = loop.run_until_complete(main(loop))
+            in_another_thread(lambda loop=loop, server=server: close(loop, server))
+            assert loop.is_closed()
+            assert not in_flight(loop)
+            del transport
+            gc.collect()
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.parametrize("kind", [OVERLAPPED, BLOCKING], ids=["overlapped", "blocking"])
+    def test_closing_the_loop_in_another_thread_with_everything_open(self, kind: tuple[bool, bool]) -> None:
+        loop: Any = notifyloop.NotifyLoop()
+        reader, writer = loop.run_until_complete(pipe(kind))
+        child = loop.run_until_complete(python("input()", stdin=subprocess.PIPE))
+        writer.transport.write(bytes(1_000_000))
+        in_another_thread(loop.close)
+        assert loop.is_closed()
+        assert not in_flight(loop)
+        del reader, writer, child
+        gc.collect()
+
+    def test_a_loop_whose_end_fails_is_closed(self, notify_loop: NotifyLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop: Any = notify_loop
+        error = OSError(9, "no")
+
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(type(loop._system.exits), "close", lambda self: fail())
+        with pytest.raises(OSError, match="no"):
+            loop.close()
+        assert loop.is_closed()
+        loop.close()
 
     @pytest.mark.filterwarnings("ignore::ResourceWarning")
     def test_closing_the_loop_with_a_child_that_runs(self) -> None:
@@ -744,6 +957,141 @@ print("done", flush=True)
 
         loop.run_until_complete(main())
         assert loop.statistics().stale_notifications == 0
+
+
+def handles() -> int:
+    """How many this process has open: as they are listed, for wine says 0 when it is asked for their number."""
+    handles_of_all, entry, too_short = 64, struct.Struct("@NNNIHHII"), 0xC0000004
+    ntdll = ctypes.WinDLL("ntdll")
+    size, status = 1 << 20, too_short
+    while status == too_short:
+        size *= 2
+        memory = ctypes.create_string_buffer(size)
+        status = ntdll.NtQuerySystemInformation(handles_of_all, memory, size, None) & 0xFFFFFFFF
+    assert status == 0
+    [count, _] = struct.unpack_from("@NN", memory)
+    places = range(16, 16 + count * entry.size, entry.size)
+    return sum(entry.unpack_from(memory, place)[1] == os.getpid() for place in places)
+
+
+class TestHandles:
+    """None is left open, but for what Windows keeps since the first time, for its pool of threads and the like."""
+
+    @staticmethod
+    async def connections() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline())
+            writer.close()
+            await writer.wait_closed()
+
+        async def ask(address: tuple[Any, ...]) -> None:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"hello\n")
+            assert await reader.read() == b"hello\n"
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        for _ in range(3):
+            await asyncio.gather(*[ask(server.sockets[0].getsockname()) for _ in range(20)])
+        server.close()
+        await server.wait_closed()
+
+    @staticmethod
+    async def pipes() -> None:
+        for kind in [OVERLAPPED] * 10 + [BLOCKING] * 3:
+            reader, writer = await pipe(kind)
+            writer.transport.write(bytes(100_000))
+            writer.transport.close()
+            await reader.lost
+            await writer.lost
+
+    @staticmethod
+    async def named_pipes() -> None:
+        loop: Any = asyncio.get_running_loop()
+        address = rf"\\.\pipe\notifyloop-{os.getpid()}-{next(numbers)}"
+        [server] = await loop.start_serving_pipe(Ends, address)
+        for _ in range(10):
+            transport, client = await loop.create_pipe_connection(Ends, address)
+            transport.close()
+            await client.lost
+        server.close()
+
+    @staticmethod
+    async def children() -> None:
+        for how in (None, "kill"):
+            child = await python("print(input())", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            if how:
+                child.kill()
+            await child.communicate(b"hello\n")
+
+    @staticmethod
+    async def signals() -> None:
+        loop = asyncio.get_running_loop()
+        heard = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, heard.set)
+        signal.raise_signal(signal.SIGTERM)
+        await heard.wait()
+        loop.remove_signal_handler(signal.SIGTERM)
+
+    @pytest.mark.parametrize("what", ["connections", "pipes", "named_pipes", "children", "signals"])
+    def test_of_a_loop_that_was_closed(self, what: str) -> None:
+        counts = []
+        for _ in range(6):
+            notifyloop.run(getattr(self, what)())
+            gc.collect()
+            counts.append(handles())
+        assert counts[-1] <= counts[2], counts
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_connection_that_is_accepted_without_an_address(
+    notify_loop: NotifyLoop, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """As that of a client who was gone before, in newer versions of wine."""
+    from notifyloop import connections  # noqa: PLC0415
+
+    loop, complaints, peernames = notify_loop, [], []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    accept = connections.accept
+
+    def accept_without_address(sock: Any) -> tuple[Any, None]:
+        return accept(sock)[0], None
+
+    monkeypatch.setattr(connections, "accept", accept_without_address)
+
+    class Served(Ends):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            peernames.append(transport.get_extra_info("peername"))
+
+    async def main() -> None:
+        served: asyncio.Future[Ends] = loop.create_future()
+
+        def serve() -> Ends:
+            served.set_result(Served())
+            return served.result()
+
+        server = await loop.create_server(serve, "127.0.0.1", 0)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        address = client.getsockname()
+        if gone:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh", 1, 0))
+            client.close()
+        try:
+            ends = await asyncio.wait_for(asyncio.shield(served), 0.5 if gone else None)
+        except TimeoutError:
+            assert gone  # and so it was never accepted
+        else:
+            client.close()
+            await ends.lost
+            assert peernames in ([address], [None])
+            assert gone or peernames == [address]
+        server.close()
+        await server.wait_closed()
+
+    loop.run_until_complete(main())
+    assert complaints == []
 
 
 def test_the_clock_is_a_fine_one(notify_loop: NotifyLoop) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from notifyloop.port.registration import REGISTERED, next_generation
 
 if TYPE_CHECKING:
     from conftest import Network, Pair
-
     from notifyloop.port.batch import Batch
 
 SECOND = 10**9
@@ -262,6 +262,60 @@ class TestTurn:
         remove = order(pair[0], self.KEY, operation=Operation.REMOVE)
         assert turn(remove, 10 * SECOND) == (self.OTHER | Event.REMOVE,)
         assert turn(b"", 0) == ()
+
+    @pytest.mark.never("winsock", reason="Windows' own call waits all the same")
+    def test_what_fails_ends_the_wait(self, port: CompletionPort, pair: Pair) -> None:
+        """These turns have no other end."""
+        batch = port.batch()
+        assert batch.turn(order(1_000_000, self.KEY), -1) == ()
+        assert failures(batch) == [(0, self.KEY, NO_SOCKET)]
+        batch.failures = []
+        pair[1].send(b"x")
+        assert batch.turn(order(1_000_000, self.KEY + 256) + order(pair[0], self.KEY), -1) == (self.INPUT,)
+        assert failures(batch) == [(0, self.KEY + 256, NO_SOCKET)]
+
+    @pytest.mark.only("epoll", reason="on Windows there is nobody to ask whether a socket was closed")
+    def test_and_so_does_what_cannot_be_enabled_again(self, port: CompletionPort, pair: Pair) -> None:
+        batch = port.batch()
+        waiting = threading.Thread(target=lambda: port.process(timeout=None, max_notifications=1))
+        waiting.start()
+        while not port.counters().waits:
+            pass
+        batch.exchange(order(pair[0], self.KEY), 0, 0)  # now the kernel is told of each enabling
+        port.post(1)
+        waiting.join()
+        pair[1].send(b"x")
+        assert batch.turn(None, 10 * SECOND) == (self.INPUT,)
+        pair[0].close()
+        assert batch.turn(None, -1) == ()
+        assert failures(batch) == [(0, self.KEY, errno.EBADF)]
+
+    @pytest.mark.only("plain", reason="compiled code has no lines at which an interrupt could come in")
+    def test_failures_that_an_interrupt_hid_do_not_hold_up_the_next_orders(
+        self, port: CompletionPort, pair: Pair
+    ) -> None:
+        """Whoever ordered believes that they were applied: by the next turn the descriptor may be another file's."""
+        batch = port.batch()
+        unused = socket.socket()
+        closed = unused.fileno()
+        unused.close()
+        process = batch._process_call
+
+        def interrupted(call: object) -> int:
+            process(call)
+            raise KeyboardInterrupt
+
+        failing, key = next_generation(), next_generation()
+        batch._process_call = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            batch.turn(order(closed, failing), 0)
+        batch._process_call = process
+        assert batch.turn(order(pair[0], key), 10 * SECOND) == ()
+        assert failures(batch) == [(0, failing, NO_SOCKET)]
+        assert port.counters().registrations == 1
+        pair[1].send(b"x")
+        assert len(batch.turn(None, 10 * SECOND)) == 1
+        assert batch.pairs(batch.count)[0][0] == key
 
     def test_persistent_registrations_are_left_alone(self, port: CompletionPort, pair: Pair) -> None:
         batch = port.batch()

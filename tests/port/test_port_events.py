@@ -74,7 +74,7 @@ def bound_tcp_socket(network: Network) -> socket.socket:
     return sock
 
 
-@situation(NONE, NONE, unix_sockets)
+@situation(OUT, NONE, unix_sockets)
 def fresh_unix_socket(network: Network) -> socket.socket:
     return network.adopt(socket.socket(socket.AF_UNIX))
 
@@ -452,21 +452,42 @@ class TestNotYetConnected:
         assert after.kernel_changes == before.kernel_changes
 
     @unix_sockets
+    @both_levels
+    @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM)])
+    def test_a_unix_socket_is_writable(
+        self, port: CompletionPort, network: Network, trigger: Trigger, kind: socket.SocketKind
+    ) -> None:
+        """Linux tells nobody that a Unix socket was connected, so OUT must not wait for that."""
+        listener = network.adopt(socket.socket(socket.AF_UNIX, kind))
+        listener.bind("")  # any abstract address
+        listener.listen()
+        sock = network.adopt(socket.socket(socket.AF_UNIX, kind))
+        registration = Registration(sock, events=ALL, trigger=trigger)
+        for _ in range(2):
+            port.enable(registration)
+            assert report(port, registration) == OUT
+        port.enable(registration)
+        sock.connect(listener.getsockname())
+        assert report(port, registration) == OUT
+
+    @unix_sockets
     @pytest.mark.parametrize("what", ["data", "end"])
-    def test_a_unix_socket(self, port: CompletionPort, network: Network, what: str) -> None:
-        """Linux tells nobody that a Unix socket was connected, so OUT waits for the first news from the peer."""
+    def test_a_unix_socket_is_readable_once_there_is_something_to_read(
+        self, port: CompletionPort, network: Network, what: str
+    ) -> None:
         listener = network.adopt(socket.socket(socket.AF_UNIX))
         listener.bind("")  # any abstract address
         listener.listen()
         sock = network.adopt(socket.socket(socket.AF_UNIX))
-        registration = Registration(sock, events=ALL)
+        registration = Registration(sock, events=IN | HANGUP)
         port.enable(registration)
         assert report(port, registration) == NONE
         sock.connect(listener.getsockname())
         peer = network.adopt(listener.accept()[0])
+        assert report(port, registration) == NONE
         if what == "data":
             peer.send(b"x")
-            assert report(port, registration) == IN | OUT
+            assert report(port, registration) == IN
         else:
             peer.close()
             assert report(port, registration) & HANGUP

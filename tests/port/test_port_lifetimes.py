@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notifyloop.port import CompletionPort, Event, Registration, Trigger
+from notifyloop.port import CompletionPort, Event, Operation, Registration, Trigger
+from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.registration import FORGET, next_generation
 
 if TYPE_CHECKING:
     from conftest import Network
@@ -238,6 +240,65 @@ class TestDuplicates:
             theirs.send(b"x")
             assert keys(port) == ["again"]
 
+    @pytest.mark.parametrize("told", ["before", "after", "at once"])
+    def test_it_comes_back_and_who_closed_it_has_said_so(
+        self, port: CompletionPort, network: Network, told: str
+    ) -> None:
+        """Nobody else could know that it is not registered any more: it is the same file under the same number."""
+        batch = port.batch()
+        ours, theirs = network.unix_pair()
+        descriptor, first, second = ours.fileno(), next_generation(), next_generation()
+
+        def order(key: int, operation: int) -> bytes:
+            return REGISTRATION.pack(descriptor, key, Event.IN, operation, ONESHOT, 0)
+
+        batch.exchange(order(first, Operation.ENABLE), 0, 0)
+        if told == "before":
+            batch.exchange(order(first, FORGET), 0, 0)
+        elif told == "at once":
+            batch.forget(descriptor, first)
+        spare = ours.dup()
+        ours.close()
+        again = network.adopt(socket.socket(fileno=os.dup2(spare.fileno(), descriptor)))
+        spare.close()
+        batch.exchange(order(second, Operation.ENABLE), 0, 0)
+        if told == "after":
+            assert [failed[1] for failed in batch.failures] == [second]  # it is registered, as far as the port knows
+            batch.exchange(order(first, FORGET) + order(second, Operation.ENABLE), 0, 0)
+        assert batch.failures == []
+        theirs.send(b"x")
+        assert batch.pairs(batch.exchange(b"", 10**10, 8)) == [(second, Event.IN)]
+        assert again.recv(1) == b"x"
+        batch.exchange(order(first, FORGET), 0, 0)  # again, and too late: it is another's
+        assert batch.failures == []
+        theirs.send(b"y")
+        batch.exchange(order(second, Operation.ENABLE), 0, 0)
+        assert batch.pairs(batch.exchange(b"", 10**10, 8)) == [(second, Event.IN)]
+
+    def test_a_closed_socket_s_successor_is_not_registered_under_its_key(
+        self, port: CompletionPort, network: Network
+    ) -> None:
+        """Its orphan was reported and silenced, so the port knows that it was closed; its owner does not."""
+        ours, theirs = network.unix_pair()
+        registration = Registration(ours, "closed")
+        port.enable(registration)
+        descriptor, duplicate = ours.fileno(), os.dup(ours.fileno())
+        ours.close()
+        theirs.send(b"x")
+        assert keys(port) == ["closed"]
+        for _ in range(WAITS):
+            assert keys(port) == []
+        successor = network.reuse(descriptor)
+        for operation in (port.enable, port.disable, port.enable, port.remove):
+            with pytest.raises(FileNotFoundError, match=f"descriptor {descriptor}"):
+                operation(registration)
+        network.udp().sendto(b"x", successor.getsockname())
+        network.until_readable(successor)
+        assert keys(port) == []
+        port.enable(Registration(successor, "successor"))
+        assert keys(port) == ["successor"]
+        os.close(duplicate)
+
     def test_a_forked_child_holds_the_duplicate(self) -> None:
         program = """
             import os, socket
@@ -268,6 +329,78 @@ class TestDuplicates:
             os.close(writing)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             port.close()
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_meanwhile_signals_are_handled(self, threads: int) -> None:
+        """A call that waits returns, so that Python sees them."""
+        program = f"""
+            import os, resource, signal, socket, threading
+            from notifyloop.port import CompletionPort, Registration, Trigger
+
+            ours, theirs = socket.socketpair()
+            port = CompletionPort()
+            registration = Registration(ours, "ours", trigger=Trigger.LEVEL | Trigger.PERSISTENT)
+            port.enable(registration)
+            duplicate = os.dup(ours.fileno())
+            ours.close()
+            try:
+                port.remove(registration)
+            except FileNotFoundError:
+                pass
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, 4096))
+            theirs.send(b"x")
+            handled = []
+            signal.signal(signal.SIGUSR1, lambda number, frame: handled.append(number))
+
+            def wait():
+                packets = []
+                while not packets:
+                    packets = port.process(timeout=None, max_notifications=1)
+
+            others = [threading.Thread(target=wait) for _ in range({threads - 1})]
+            for thread in others:
+                thread.start()
+            killer = threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            killer.start()
+            while not handled:
+                assert port.process(timeout=None) == []
+            killer.join()
+            assert port.counters().rebuilds == 0
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+            while not port.counters().rebuilds:
+                assert port.process(timeout=0) == []
+            for _ in others:
+                port.post(1)
+            for thread in others:
+                thread.join()
+            assert port.process(timeout=0.001) == []
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
+
+    def test_the_limit_of_descriptors_is_below_the_port_s_own(self) -> None:
+        program = """
+            import os, resource, socket
+            from notifyloop.port import CompletionPort, Registration
+
+            low = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]
+            port = CompletionPort()
+            for descriptor in low:
+                os.close(descriptor)
+            ours, theirs = socket.socketpair()
+            port.enable(Registration(ours, "ours"))
+            duplicate = os.dup(ours.fileno())
+            ours.close()
+            theirs.send(b"x")
+            assert [notification.key for notification in port.process()] == ["ours"]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (20, 4096))
+            for _ in range(30):
+                assert port.process() == []
+            assert port.counters().rebuilds == 1
+            waits = port.counters().kernel_waits
+            assert port.process(timeout=0.001) == []
+            assert port.counters().kernel_waits == waits + 1
         """
         subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
 

@@ -3,14 +3,18 @@
 The model keeps, for each end of a connection, what its registration was told and what the network did to it. From that
 follows which notifications must come, which may come, and which must not. It asserts the portable guarantees and no
 more, so it holds for every provider: bits that were true at any time since the last notification may be reported, and
-closed sockets may have notifications on their way. NOTIFYLOOP_MODEL_EXAMPLES=10000 looks longer than the usual run.
+closed sockets may have notifications on their way. A forked child goes on with a copy of the model, and its parent with
+the model as it was. NOTIFYLOOP_MODEL_EXAMPLES=10000 looks longer than the usual run.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import traceback
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +29,6 @@ from notifyloop.port.registration import REGISTERED
 
 if TYPE_CHECKING:
     from conftest import Network
-
     from notifyloop.port import Notification
 
 EXAMPLES = int(os.environ.get("NOTIFYLOOP_MODEL_EXAMPLES", "300"))
@@ -55,6 +58,7 @@ triggers = st.sampled_from(
 # Only where the kernel tells one open socket from another is it an error to register a socket twice, and is a
 # duplicate of it another one.
 KNOWS_SOCKETS = provider.name == "epoll"
+FORKS = hasattr(os, "fork")
 
 
 class End:
@@ -132,6 +136,7 @@ class PortModel(RuleBasedStateMachine):
         self.removing: set[Registration] = set()
         self.removed: set[Registration] = set()
         self.closed: set[Registration] = set()
+        self.forked = False
 
     # -- sockets
 
@@ -281,6 +286,9 @@ class PortModel(RuleBasedStateMachine):
 
     @rule(end=ends)
     def re_arm(self, end: End) -> None:
+        self.re_arm_unless_absent(end)
+
+    def re_arm_unless_absent(self, end: End) -> None:
         if end.registration is not None:
             end.enable()
             self.port.enable(end.registration)
@@ -337,6 +345,31 @@ class PortModel(RuleBasedStateMachine):
         for notification in self.port.process(max_notifications=room):
             self.take(notification)
 
+    @precondition(lambda self: FORKS and not self.forked)
+    @rule(room=st.integers(1, 64))
+    def fork(self, room: int) -> None:
+        """The child only dequeues and changes registrations: the sockets are the parent's as well."""
+        self.forked = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking while there are other threads
+            child = os.fork()
+        if not child:
+            status = 1
+            try:
+                signal.alarm(60)
+                self.dequeue(room)
+                for end in self.open:
+                    self.re_arm_unless_absent(end)
+                self.dequeue(room)
+                self.remove_all()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
     def take(self, notification: Notification) -> None:
         registration, events = notification.registration, notification.events
         if registration is None:
@@ -361,13 +394,16 @@ class PortModel(RuleBasedStateMachine):
             end.enabled = False
         end.news, end.recent = NONE, end.may_hold
 
+    def remove_all(self) -> None:
+        for end in self.open:
+            if end.registration is not None:
+                self.apply(end, REMOVE, NONE, Trigger(0))
+        self.dequeue(64)
+        assert not self.removing
+
     def teardown(self) -> None:
         if sys.exc_info()[0] is None:  # after a failure, one report is enough
-            for end in self.open:
-                if end.registration is not None:
-                    self.apply(end, REMOVE, NONE, Trigger(0))
-            self.dequeue(64)
-            assert not self.removing
+            self.remove_all()
         self.port.close()
         for end in self.open:
             end.sock.close()

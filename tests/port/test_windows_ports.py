@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from notifyloop.port import CompletionPort, Event, Registration, Trigger
+from notifyloop.port import CompletionPort, Event, Operation, Registration, Trigger
+from notifyloop.port.abi import REGISTRATION
+from notifyloop.port.registration import REGISTERED
 
 if sys.platform == "win32":
-    from notifyloop.port import afd, iocp
+    from notifyloop.port import afd, afd_poll, iocp
     from notifyloop.port.provider import provider
 
 if TYPE_CHECKING:
@@ -69,11 +71,11 @@ class TestMemoryInFlight:
         [poll] = port._handle.polls.values()
         port.remove(registration)
         assert list(port._handle.polls.values()) == [poll]
-        assert poll not in afd.unused_polls
+        assert poll not in afd_poll.unused_polls
         assert [notification.events for notification in port.process(timeout=10)] == [Event.REMOVE]
         assert port.process() == []
         assert not port._handle.polls
-        assert poll in afd.unused_polls
+        assert poll in afd_poll.unused_polls
 
     @polls
     def test_closing_the_port_gets_all_of_it_back(self, network: Network) -> None:
@@ -86,7 +88,7 @@ class TestMemoryInFlight:
         assert len(handle.helpers) == 3
         port.close()
         assert not handle.polls
-        assert mine <= set(afd.unused_polls)
+        assert mine <= set(afd_poll.unused_polls)
 
     @polls
     def test_new_helpers_come_only_when_all_are_full(self, port: CompletionPort, network: Network) -> None:
@@ -158,6 +160,26 @@ class TestInterrupts:
         assert port.process() == []
         port.enable(registration)
         assert [notification.key for notification in port.process(timeout=10)] == ["socket"]
+
+    def test_nor_by_a_loop(self, port: CompletionPort, pair: Pair, interrupt: Callable[[], None]) -> None:
+        """The next call has what the interrupted one had dequeued, and the one after arms what that has disarmed."""
+        batch = port.batch()
+        key = REGISTERED | 5 << 8
+        order = REGISTRATION.pack(pair[0].fileno(), key, Event.IN, Operation.ENABLE, Trigger.LEVEL | Trigger.ONESHOT, 0)
+        assert batch.turn(order, 0) == ()
+        for _ in range(3):
+            pair[1].send(b"x")
+            port.post(1, 2)
+            interrupt()
+            with pytest.raises(KeyboardInterrupt):
+                batch.turn(None, -1)
+            assert batch.count == 0
+            words = batch.turn(None, -1)
+            while len(words) < 2:
+                words += batch.turn(None, -1)
+            assert sorted(words) == [5, 2 << 32 | 1]
+            pair[0].recv(1)
+            assert batch.turn(None, 0) == ()
 
 
 class TestPersistent:
@@ -255,23 +277,23 @@ class TestLayeredSockets:
     def layers(self, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], int]:
         """What the layers answer, by socket and question."""
         answers: dict[tuple[int, int], int] = {}
-        monkeypatch.setattr(afd, "asked_of", lambda sock, code: answers.get((sock, code)))
-        monkeypatch.setattr(afd, "is_socket", lambda sock: True)
+        monkeypatch.setattr(afd_poll, "asked_of", lambda sock, code: answers.get((sock, code)))
+        monkeypatch.setattr(afd_poll, "is_socket", lambda sock: True)
         return answers
 
     def test_the_base_is_asked_for(self, layers: dict[tuple[int, int], int]) -> None:
-        layers[8, afd.SIO_BASE_HANDLE] = 4
-        assert afd.base_socket(8) == 4
+        layers[8, afd_poll.SIO_BASE_HANDLE] = 4
+        assert afd_poll.base_socket(8) == 4
 
     def test_a_layer_that_hides_it_tells_what_it_would_poll(self, layers: dict[tuple[int, int], int]) -> None:
-        layers[12, afd.SIO_BSP_HANDLE_POLL] = 8
-        layers[8, afd.SIO_BSP_HANDLE_POLL] = 4
-        layers[4, afd.SIO_BASE_HANDLE] = 4
-        assert afd.base_socket(12) == 4
+        layers[12, afd_poll.SIO_BSP_HANDLE_POLL] = 8
+        layers[8, afd_poll.SIO_BSP_HANDLE_POLL] = 4
+        layers[4, afd_poll.SIO_BASE_HANDLE] = 4
+        assert afd_poll.base_socket(12) == 4
 
     @pytest.mark.parametrize("below", [None, 8])
     def test_or_the_socket_is_refused(self, layers: dict[tuple[int, int], int], below: int | None) -> None:
         if below is not None:
-            layers[8, afd.SIO_BSP_HANDLE_POLL] = below
-        with pytest.raises(afd.RefusalError):
-            afd.base_socket(8)
+            layers[8, afd_poll.SIO_BSP_HANDLE_POLL] = below
+        with pytest.raises(afd_poll.RefusalError):
+            afd_poll.base_socket(8)

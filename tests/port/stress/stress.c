@@ -11,6 +11,7 @@
  *   - Packets of one thread arrive in their order where one thread dequeues, and all of them arrive.
  *   - Each of a few packets wakes a thread of its own: no wake-up is lost (`meet`).
  *   - Closing a port ends every wait on it.
+ *   - A child that is forked in the midst of it can use the ports that it inherits, or close them.
  */
 
 #include "check.h"
@@ -18,6 +19,7 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ThreadSanitizer takes descriptors for memory, and would call it a race that one thread closes a socket while the port tells the kernel
@@ -35,11 +37,11 @@ enum { DEQUEUERS = 4, TALKERS = 4, LONERS = 3, POSTERS = 2, WAITERS = 3, TEAM = 
 
 #define ONESHOT (SOCK_NOTIFY_TRIGGER_LEVEL | SOCK_NOTIFY_TRIGGER_ONESHOT)
 #define IN_AND_HANGUP (SOCK_NOTIFY_REGISTER_EVENT_IN | SOCK_NOTIFY_REGISTER_EVENT_HANGUP)
-#define REGISTERED ((ULONG_PTR)1 << 63)
-#define EXIT ((ULONG_PTR)1 << 62)
+#define REGISTERED HIGHEST_BIT
+#define EXIT (HIGHEST_BIT >> 1)
 
 static atomic_bool stop;
-static atomic_ulong echoes, talks, silences, orphans, posts, meetings, ports_closed;
+static atomic_ulong echoes, talks, silences, orphans, posts, meetings, ports_closed, children;
 static HANDLE shared, lane, meeting_place;
 static pthread_barrier_t all_here;
 static _Atomic(HANDLE) short_lived;
@@ -319,6 +321,35 @@ static void *open_and_close(void *unused) {
     return unused;
 }
 
+/* Nothing is read in the child, for the sockets are the parent's as well. */
+static void *fork_children(void *unused) {
+    OVERLAPPED_ENTRY entries[BATCH];
+    UINT32 count;
+    for (unsigned long i = 0; !atomic_load(&stop); i++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (!child) {
+            alarm(60);
+            DWORD result = i % 2 ? WAIT_TIMEOUT : ProcessSocketNotificationsNs(shared, 0, NULL, 1000, BATCH, entries, &count);
+            CHECK(result == ERROR_SUCCESS || result == WAIT_TIMEOUT || result == WAIT_IO_COMPLETION);
+            CHECK(PostQueuedCompletionStatus(meeting_place, 5, 1, NULL));
+            do
+                CHECK(ProcessSocketNotificationsNs(meeting_place, 0, NULL, -1, 1, entries, &count) == ERROR_SUCCESS && count == 1);
+            while (entries[0].dwNumberOfBytesTransferred != 5);
+            CHECK(CloseHandle(shared) && CloseHandle(lane) && CloseHandle(meeting_place));
+            HANDLE own = CreateIoCompletionPort((HANDLE)UINTPTR_MAX, NULL, 0, 0);
+            CHECK(own && PostQueuedCompletionStatus(own, 1, 2, NULL));
+            CHECK(ProcessSocketNotificationsNs(own, 0, NULL, -1, BATCH, entries, &count) == ERROR_SUCCESS && count == 1);
+            CHECK(entries[0].lpCompletionKey == 2 && CloseHandle(own));
+            _exit(0);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        atomic_fetch_add(&children, 1);
+    }
+    return unused;
+}
+
 static pthread_t threads[64];
 static size_t started;
 
@@ -351,6 +382,7 @@ int main(int count, char **arguments) {
     start(call_meetings, 1, 0);
     start(wait_for_the_end, WAITERS, 0);
     start(open_and_close, 1, 0);
+    start(fork_children, 1, 0);
     sleep(seconds);
     atomic_store(&stop, true);
     join_from(DEQUEUERS);
@@ -358,11 +390,11 @@ int main(int count, char **arguments) {
     join_from(0);
     PORT_COUNTERS counters;
     CHECK(GetPortCounters(shared, &counters));
-    CHECK(echoes && talks && silences && orphans && posts && meetings && ports_closed);
-    printf("%lu echoes, %lu connections, %lu silent ones, %lu orphans, %lu packets, %lu meetings, %lu ports; "
+    CHECK(echoes && talks && silences && orphans && posts && meetings && ports_closed && children);
+    printf("%lu echoes, %lu connections, %lu silent ones, %lu orphans, %lu packets, %lu meetings, %lu ports, %lu children; "
            "stale %lu, withheld %lu, rebuilds %lu\n",
            atomic_load(&echoes), atomic_load(&talks), atomic_load(&silences), atomic_load(&orphans), atomic_load(&posts),
-           atomic_load(&meetings), atomic_load(&ports_closed), (unsigned long)counters.stale, (unsigned long)counters.withheld,
+           atomic_load(&meetings), atomic_load(&ports_closed), atomic_load(&children), (unsigned long)counters.stale, (unsigned long)counters.withheld,
            (unsigned long)counters.rebuilds);
     CHECK(CloseHandle(shared) && CloseHandle(lane) && CloseHandle(meeting_place));
     return 0;
