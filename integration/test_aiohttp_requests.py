@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import random
 import re
@@ -111,11 +112,15 @@ async def test_conversation_within_one_exchange(server: Urls, session: ClientSes
 async def test_form_with_a_file(server: Urls, session: ClientSession, tmp_path: Path) -> None:
     path = tmp_path / "upload.bin"
     path.write_bytes(random.Random(1).randbytes(2_000_000))
-    with path.open("rb") as file:
+    file = path.open("rb")
+    try:
         form = aiohttp.FormData({"text": "value"})
         form.add_field("file", file, filename="upload.bin")
         async with session.post(f"{server['http']}/form", data=form) as response:
             assert await response.json() == {"text": 5, "file": 2_000_000}
+    finally:  # aiohttp closes it, too, in another thread, perhaps at the same time
+        with contextlib.suppress(ValueError):
+            file.close()
 
 
 async def test_file_is_sent(server: Urls, session: ClientSession, files: Path, name: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import random
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 Urls = dict[str, str]
+NEVER = 3600.0  # seconds; what waits for a peer that does not answer fails the test
 
 
 async def _assert_serves(session: ClientSession, server: Urls, trusting: ssl.SSLContext) -> None:
@@ -97,3 +100,50 @@ async def test_client_that_leaves_during_the_handshake(
     writer.close()
     await writer.wait_closed()
     await _assert_serves(session, server, trusting)
+
+
+@pytest.mark.asyncio
+@pytest.mark.differs(
+    asyncio="3.13.0", reason="reads the whole file for nobody, or asks a transport that is gone", run=False
+)
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_client_that_leaves_a_download(
+    certificate: Path,
+    trusting: ssl.SSLContext,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    for_ever = functools.partial(loop.create_server, ssl_shutdown_timeout=NEVER)  # what waits for the peer, waits
+    monkeypatch.setattr(loop, "create_server", for_ever)
+    (tmp_path / "file").write_bytes(bytes(30_000_000))
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Download(web.FileResponse):
+        async def prepare(self, request: web.BaseRequest) -> Any:
+            try:
+                return await super().prepare(request)
+            finally:
+                ended.set_result(None)
+
+    async def send(request: web.Request) -> web.StreamResponse:
+        return Download(tmp_path / "file")
+
+    application = web.Application()
+    application.router.add_get("/", send)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "localhost", 0, ssl_context=context)
+    await site.start()
+    reader, writer = await asyncio.open_connection("localhost", runner.addresses[0][1], ssl=trusting)
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readexactly(1_000_000)
+    getattr(writer.transport, how)()
+    await ended
+    await runner.cleanup()
+    complaints = [record for record in caplog.records if record.levelname != "INFO"]
+    assert [record.getMessage() for record in complaints] == []

@@ -1,13 +1,19 @@
-"""python -m integration.suites cpython | uvloop"""
+"""python -m integration.suites SUITE
+
+Exit status: 0 when what is listed fails and nothing else, 1 when not, 69 when the package index does not give what the
+suite needs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
-from integration.suites import cpython, uvloop
+from integration.suites import aiohttp, cpython, index, tornado, uvloop
 
-SUITES = {"cpython": cpython, "uvloop": uvloop}
+SUITES = {"cpython": cpython, "uvloop": uvloop, "aiohttp": aiohttp, "tornado": tornado}
+UNAVAILABLE = 69  # as sysexits.h has it
 
 parser = argparse.ArgumentParser(prog="python -m integration.suites", description=__doc__)
 parser.add_argument("suite", choices=SUITES)
@@ -18,4 +24,9 @@ parser.add_argument("--only", default="*", help="a pattern for the names of test
 parser.add_argument("--workers", type=int, default=2, help="processes that share the work")
 parser.add_argument("--silence", type=float, default=45.0, help="seconds without a sign of life that count as a hang")
 arguments = parser.parse_args()
-sys.exit(SUITES[arguments.suite].main(arguments))
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends all at once, not when the workers have ended
+try:
+    sys.exit(SUITES[arguments.suite].main(arguments))
+except index.UnavailableError as error:
+    print(error)
+    sys.exit(UNAVAILABLE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SHARES_EACH = 4
 SHORT_SILENCE = 15.0  # seconds, for tests that are known to hang
+MOST_OUTPUT = 20_000  # characters: where it hangs stands before from where it was called, at the end of long paths
+OUTSIDE = 120.0  # seconds, outside of any test: importing shows no sign of life
 
 
 @dataclass
@@ -42,30 +45,33 @@ class Suite:
     preparation: str
     cwd: Path
     path: list[Path] = field(default_factory=list)  # for imports
+    python: str = sys.executable
+    framework: str = "integration.suites.by_unittest"  # the module that knows how to run them
+    arguments: list[str] = field(default_factory=list)  # for that
     stock: str = "stock"  # the loop to compare failures with
     not_ours: str = ""  # a pattern for tests that make a loop of another kind, whatever is put in place
+    lists: Path = HERE  # the folder of NAME.toml, where the tests stand that may fail
 
 
+Tests = dict[str, str]  # test -> its module
 Outcomes = dict[str, tuple[str, str]]  # test -> outcome, detail
 
 
-def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) -> Outcomes:
+def run_child(suite: Suite, loop: str, tests: Tests | None, silence: float) -> Outcomes:
     """Run tests (None: only list them) in one child after another, until each has an outcome."""
     outcomes: Outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            left = None if tests is None else [test for test in tests if test not in outcomes]
-            if left == []:
+            left = [test for test in tests or {} if test not in outcomes]
+            if tests is not None and not left:
                 return outcomes
             journal = Path(folder, "journal")
             journal.write_text("")
             wanted = Path(folder, "wanted")
-            if left is not None:
-                wanted.write_text("\n".join(left))
-            modules = suite.modules
-            if left is not None:  # importing takes its time
-                modules = [name for name in modules if any(test.startswith(f"{name}.") for test in left)]
-            output, why = watch(suite, loop, journal, wanted if left is not None else None, modules, silence)
+            wanted.write_text(json.dumps(left))
+            # Of the modules only what is needed, for importing takes its time.
+            modules = suite.modules if tests is None else list(dict.fromkeys(tests[test] for test in left))
+            output, why = watch(suite, loop, journal, None if tests is None else wanted, modules, silence)
             lines = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("]")]
             started = None
             for event, name, detail in lines:
@@ -73,12 +79,12 @@ def run_child(suite: Suite, loop: str, tests: list[str] | None, silence: float) 
                 if event not in ("started", "done"):
                     outcomes[name] = (event, detail)
             if any(event == "done" for event, _, _ in lines):
-                for test in left or []:
+                for test in left:
                     outcomes.setdefault(test, ("failed", "it did not run: the set-up of its class or module failed?"))
                 return outcomes
             if started is None:
-                raise SystemExit(f"{suite.name}: the child ended ({why}) outside of any test:\n{output[-4000:]}")
-            outcomes[started] = (why, output[-4000:])
+                raise SystemExit(f"{suite.name}: the child ended ({why}) outside of any test:\n{output[-MOST_OUTPUT:]}")
+            outcomes[started] = (why, output[-MOST_OUTPUT:])
 
 
 def watch(
@@ -87,15 +93,9 @@ def watch(
     """One child, ended when its journal is silent for too long. Returns its output and how it ended."""
     folders = [*map(str, suite.path), *filter(None, [os.environ.get("PYTHONPATH")]), str(HERE.parent.parent)]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folders))
-    command = [
-        sys.executable,
-        str(HERE / "child.py"),
-        str(journal),
-        loop,
-        str(wanted or ""),
-        suite.preparation,
-    ]
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    command = [suite.python, str(HERE / "child.py"), str(journal), loop, str(wanted or "")]
+    command += [suite.preparation, suite.framework, *suite.arguments]
+    with tempfile.TemporaryFile("w+", errors="replace") as output, journal.open(encoding="utf-8") as lines:
         child = subprocess.Popen(
             command,
             cwd=suite.cwd,
@@ -113,12 +113,12 @@ def watch(
             threading.Thread(target=shutil.copyfileobj, args=(child.stdout, output), daemon=True).start()
         child.stdin.write("\n".join(modules))
         child.stdin.close()
-        size, since, why = -1, time.monotonic(), "crashed"
+        last, since, why = "", time.monotonic(), "crashed"
         while child.poll() is None:
             time.sleep(0.1)
-            if journal.stat().st_size != size:
-                size, since = journal.stat().st_size, time.monotonic()
-            elif time.monotonic() - since > silence:
+            if news := lines.readlines():
+                last, since = news[-1], time.monotonic()
+            elif time.monotonic() - since > (silence if last.startswith('["started"') else max(silence, OUTSIDE)):
                 why = "hung"
                 if sys.platform != "win32":
                     child.send_signal(signal.SIGABRT)  # faulthandler prints where
@@ -133,23 +133,31 @@ def watch(
         return output.read(), why
 
 
-def run(suite: Suite, loop: str, tests: list[str], arguments: argparse.Namespace) -> Outcomes:
-    """Share the tests among workers, class by class. There are more shares than workers: some last much longer."""
-    classes: dict[str, list[str]] = {}
-    for test in tests:
-        classes.setdefault(test.rpartition(".")[0], []).append(test)
-    shares: list[list[str]] = [[] for _ in range(SHARES_EACH * arguments.workers)]
-    for group in sorted(classes.values(), key=len, reverse=True):
-        min(shares, key=len).extend(group)
+def run(suite: Suite, loop: str, tests: Tests, arguments: argparse.Namespace) -> Outcomes:
+    """Share the tests among workers. There are more shares than workers, for some last much longer, and each is of
+    neighbours, for those need the same modules.
+    """
+    size = math.ceil(len(tests) / (SHARES_EACH * arguments.workers)) or 1
+    names = list(tests)
+    shares = [{test: tests[test] for test in names[start : start + size]} for start in range(0, len(names), size)]
     outcomes: Outcomes = {}
     with ThreadPoolExecutor(arguments.workers) as workers:
-        for part in workers.map(lambda share: run_child(suite, loop, share, arguments.silence), filter(None, shares)):
+        for part in workers.map(lambda share: run_child(suite, loop, share, arguments.silence), shares):
             outcomes.update(part)
     return outcomes
 
 
 def failing(outcomes: Outcomes) -> list[str]:
     return sorted(test for test, (outcome, _) in outcomes.items() if outcome not in ("passed", "skipped"))
+
+
+def matches(test: str, pattern: str) -> bool:
+    """As a shell has it, but for brackets: those are what pytest puts a test's parameters in."""
+    return fnmatch.fnmatchcase(test, pattern.replace("[", "[[]"))
+
+
+def entry_for(test: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((entry for entry in entries if matches(test, entry["test"])), None)
 
 
 def systems() -> set[str]:
@@ -168,47 +176,43 @@ def holds_here(entry: dict[str, Any]) -> bool:
 
 def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    lists = tomllib.loads((HERE / f"{suite.name}.toml").read_text())
+    lists = tomllib.loads((suite.lists / f"{suite.name}.toml").read_text())
     listed = list(filter(holds_here, lists.get("deviation", [])))
     left_out = list(filter(holds_here, lists.get("left_out", [])))
     every = run_child(suite, suite.stock, None, arguments.silence)
-    broken = [test for test in every if test.startswith("unittest.loader._FailedTest.")]
-    if broken:
-        raise SystemExit(f"{suite.name}: these modules cannot be imported: {broken}")
-    # What else unittest makes up are modules that skip themselves.
-    tests = [
-        test
-        for test in every
-        if fnmatch.fnmatchcase(test, arguments.only)
-        and not fnmatch.fnmatchcase(test, suite.not_ours)
-        and not test.startswith("unittest.")
-    ]
-    hopeless = [test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in left_out)]
-    tests = [test for test in tests if test not in hopeless]
-    hang = [
-        test for test in tests if any(fnmatch.fnmatchcase(test, entry["test"]) for entry in listed if "hangs" in entry)
-    ]
-    outcomes = run(suite, arguments.loop, [test for test in tests if test not in hang], arguments)
+    chosen = {
+        test: module
+        for test, (_, module) in every.items()
+        if matches(test, arguments.only) and not matches(test, suite.not_ours)
+    }
+    tests = {test: module for test, module in chosen.items() if not entry_for(test, left_out)}
+    hang = {test: tests[test] for test in tests if "hangs" in (entry_for(test, listed) or {})}
+    others = {test: tests[test] for test in tests if test not in hang}
+    outcomes = run(suite, arguments.loop, others, arguments)
     outcomes.update(run_child(suite, arguments.loop, hang, SHORT_SILENCE))
 
-    flaky: list[str] = []
-    environment: list[str] = []
-    unexpected: list[str] = []
-    excused: set[str] = set()
-    for test in failing(outcomes):
-        entry = next((entry for entry in listed if fnmatch.fnmatchcase(test, entry["test"])), None)
-        if entry is not None:
-            excused.add(entry["test"])
-        elif failing(run_child(suite, arguments.loop, [test], arguments.silence)) == []:
-            flaky.append(test)
-        elif arguments.loop != suite.stock and failing(run_child(suite, suite.stock, [test], arguments.silence)):
-            environment.append(test)
-        else:
-            unexpected.append(test)
+    def fail_again(suspects: list[str], loop: str) -> list[str]:
+        """Which of these fail with nothing running beside them, too. What stands in their modules goes before them
+        again, for that may be why.
+        """
+        modules = {tests[test] for test in suspects}
+        company = {test: module for test, module in others.items() if module in modules}
+        again = failing(run_child(suite, loop, company, arguments.silence))
+        return [test for test in suspects if test in again]
+
+    failed = failing(outcomes)
+    excused = {entry["test"] for test in failed if (entry := entry_for(test, listed))}
+    suspects = [test for test in failed if not entry_for(test, listed)]
+    confirmed = fail_again(suspects, arguments.loop)
+    flaky = [test for test in suspects if test not in confirmed]
+    environment = fail_again(confirmed, suite.stock) if arguments.loop != suite.stock else []
+    unexpected = [test for test in confirmed if test not in environment]
     passing_again = [
         entry["test"]
         for entry in listed
-        if entry["test"] not in excused and any(fnmatch.fnmatchcase(test, entry["test"]) for test in tests)
+        if entry["test"] not in excused
+        and "sometimes" not in entry
+        and any(matches(test, entry["test"]) for test in tests)
     ]
 
     for test in unexpected + flaky:
@@ -225,7 +229,7 @@ def judge(suite: Suite, arguments: argparse.Namespace) -> int:
     print(
         f"{suite.name} on Python {version}, {arguments.loop}: {len(outcomes)} tests, "
         f"{count['passed']} passed, {count['skipped']} skipped, {len(unexpected)} unexpected failures, "
-        f"{len(excused)} listed deviations, {len(hopeless)} left out, "
+        f"{len(excused)} listed deviations, {len(chosen) - len(tests)} left out, "
         f"{len(environment)} fail on the stock loop too, {len(flaky)} flaky; "
         f"{time.monotonic() - started:.0f} s"
     )

@@ -5,6 +5,7 @@ Proactor's.
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 import sys
 import unittest
@@ -17,9 +18,12 @@ else:
 
 
 def inject(loop: str) -> None:
-    """Make `module:callable` what asyncio's names and policies make; 'stock' changes nothing."""
+    """Make `module:callable` what asyncio's names and policies make; 'stock' changes nothing. Where `inherit` is
+    imported, this holds for the processes of tests, too.
+    """
     if loop == "stock":
         return
+    os.environ["SUITE_LOOP"] = loop
     module, _, name = loop.partition(":")
     chosen = getattr(import_module(module), name)
     stock = [asyncio.SelectorEventLoop]
@@ -55,3 +59,8 @@ def inject(loop: str) -> None:
         policy = vars(system_events).get(attribute)
         if policy is not None:
             policy._loop_factory = Injected
+    # Since 3.16 there are no policies, and what asyncio.new_event_loop() makes is EventLoop, by its name.
+    made = asyncio.new_event_loop()
+    made.close()
+    if type(made) is not Injected:
+        raise RuntimeError(f"asyncio makes {made!r}, not what was put in its place")

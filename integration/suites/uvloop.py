@@ -1,30 +1,21 @@
-"""uvloop's own tests, from its source distribution, with our loop where uvloop's is expected.
-
-Nothing of it is kept here: it is fetched from the package index when it is wanted, at a pinned version,
-into a folder that git ignores.
-"""
+"""uvloop's own tests, from its source distribution, with our loop where uvloop's is expected."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
-import tarfile
 import types
 import unittest
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integration.suites.drive import Suite, judge
+from integration.suites.index import WORK, alone, sources
 
 if TYPE_CHECKING:
     import argparse
 
 VERSION = "0.23.0"
-WORK = Path(__file__).parent / "work"
-SOURCE = WORK / f"uvloop-{VERSION}"
-TESTS = WORK / "importable"  # holds the tests alone: beside them, uvloop's sources would hide the installed uvloop
 
 # uvloop's tests run twice, the second time on asyncio's loop, in these classes.
 ASYNCIOS = "*AIO*"
@@ -41,13 +32,14 @@ def prepare(loop: str) -> None:
     factory = getattr(import_module(module), name)
     package = import_module(module)
     shim = types.ModuleType("uvloop")
-    shim.__path__ = [str(SOURCE / "uvloop")]  # type: ignore[attr-defined]
+    shim.__path__ = [str(WORK / f"uvloop-{VERSION}" / "uvloop")]  # type: ignore[attr-defined]
     shim.__version__ = VERSION  # type: ignore[attr-defined]
     shim.new_event_loop = factory  # type: ignore[attr-defined]
     shim.Loop = getattr(package, "Loop", factory)  # type: ignore[attr-defined]
     shim.run = getattr(package, "run", asyncio.run)  # type: ignore[attr-defined]
     shim.install = getattr(package, "install", None)  # type: ignore[attr-defined]
-    shim.EventLoopPolicy = getattr(package, "EventLoopPolicy", asyncio.DefaultEventLoopPolicy)  # type: ignore[attr-defined]
+    if sys.version_info < (3, 16):
+        shim.EventLoopPolicy = getattr(package, "EventLoopPolicy", asyncio.DefaultEventLoopPolicy)  # type: ignore[attr-defined]
     sys.modules["uvloop"] = shim
     internals = types.ModuleType("uvloop.loop")
 
@@ -60,22 +52,10 @@ def prepare(loop: str) -> None:
     sys.modules["uvloop.loop"] = internals
 
 
-def fetch() -> None:
-    """Download and unpack the source distribution, once, without building it."""
-    if SOURCE.is_dir():
-        return
-    WORK.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "uvloop"]
-    subprocess.run([*command, "--dest", str(WORK), f"uvloop=={VERSION}"], check=True)
-    with tarfile.open(next(WORK.glob(f"uvloop-{VERSION}*.tar.gz"))) as archive:
-        archive.extractall(WORK, filter="data")
-    TESTS.mkdir(exist_ok=True)
-    (TESTS / "tests").symlink_to(SOURCE / "tests")
-
-
 def main(arguments: argparse.Namespace) -> int:
-    fetch()
-    files = (SOURCE / "tests").glob("test_*.py")
-    modules = [f"tests.{file.stem}" for file in sorted(files) if file.stem not in NOT_LOOPS]
-    suite = Suite("uvloop", modules, "integration.suites.uvloop", TESTS, [TESTS], stock="uvloop", not_ours=ASYNCIOS)
+    source = sources("uvloop", VERSION)
+    files = sorted((source / "tests").glob("test_*.py"))
+    modules = [f"tests.{file.stem}" for file in files if file.stem not in NOT_LOOPS]
+    cwd = alone(source, "tests")
+    suite = Suite("uvloop", modules, "integration.suites.uvloop", cwd, [cwd], stock="uvloop", not_ours=ASYNCIOS)
     return judge(suite, arguments)

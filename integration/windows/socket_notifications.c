@@ -18,7 +18,11 @@
 
 #define WIN32_LEAN_AND_MEAN
 #define _WIN32_WINNT 0x0A00
+#define SOCK_NOTIFY_REGISTRATION ITS_SOCK_NOTIFY_REGISTRATION /* newer headers have what is declared here once more */
+#define ProcessSocketNotifications ItsProcessSocketNotifications
 #include <winsock2.h>
+#undef SOCK_NOTIFY_REGISTRATION
+#undef ProcessSocketNotifications
 #include <windows.h>
 #include <winternl.h>
 #include <stdbool.h>
