@@ -6,10 +6,14 @@ background and follows the reader's light or dark setting.
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # where this is run by `runpy`, too
+
+import imports  # noqa: E402
 
 # Light, and the same in the dark.
 STYLE = """
@@ -184,34 +188,31 @@ def owned_socket() -> Picture:
 
 
 def layers() -> Picture:
+    """Drawn from the imports: what stands in a row imports nothing of its own row, and nothing above."""
+    turn = {name: name.rpartition(".")[2] for name in imports.modules() if name.startswith("notifyloop.turn.")}
+    beside = {f"notifyloop.{name}": name for name in ("loop", "connections", "tls", "sendfile", "selector")}
+    systems = {f"notifyloop.{name}": "unix/ or windows/" for name in ("unix", "windows")}
+    levels = imports.levels(imports.together(imports.graph(), turn | beside | systems | {"notifyloop.port": "port/"}))
+    rows = [sorted(name for name in levels if levels[name] == level) for level in range(max(levels.values()) + 1)]
     picture = Picture(
         "layers",
         780,
-        440,
-        "From the program down: NotifyLoop, NotificationSelector, CompletionPort, provider, kernel",
+        64 * len(rows) + 150,
+        "From the program down: the face of the loop, what stands beside its turn, the turn, the port, the kernel",
     )
-    rows = (
-        ("your program, aiohttp, uvicorn, Tornado ...", "callbacks, tasks, transports", "box"),
-        ("NotifyLoop", "the turn: what is ready, what is due, what comes next", "mine"),
-        ("NotificationSelector", "reader and writer of a descriptor; what to re-arm", "mine"),
-        ("CompletionPort / Batch", "registrations in, notifications out: one foreign call", "mine"),
-        ("provider: C over epoll and an eventfd", "generations, lazy disarm, posted packets", "mine"),
-        ("Linux", "epoll_pwait2, and epoll_ctl where something has changed", "box"),
-    )
-    for number, (name, what, kind) in enumerate(rows):
-        y = 18 + 70 * number
-        picture.box(150, y, 480, 50, name, what, kind=kind)
-        if number:
-            picture.arrow((330, y - 20), (330, y - 2))
-            picture.arrow((450, y - 2), (450, y - 20))
-    picture.words(75, 190, "what to", "small")
-    picture.words(75, 206, "watch,", "small")
-    picture.words(75, 222, "how long", "small")
-    picture.words(75, 238, "to wait", "small")
-    picture.arrow((75, 250), (75, 300))
-    picture.arrow((705, 300), (705, 250))
-    picture.words(705, 206, "what is", "small")
-    picture.words(705, 222, "ready", "small")
+    picture.box(150, 18, 480, 46, "your program, aiohttp, uvicorn, Tornado ...")
+    for number, names in enumerate(reversed(rows)):
+        y = 82 + 64 * number
+        picture.arrow((390, y - 18), (390, y - 2))
+        width = min(150, (740 - 10 * len(names)) / len(names))
+        left = 390 - ((width + 10) * len(names) - 10) / 2
+        for place, name in enumerate(names):
+            kind = "mine" if name in turn.values() else "end" if name == "port/" else "box"
+            picture.box(left + (width + 10) * place, y, width, 46, name, kind=kind)
+    y = 82 + 64 * len(rows)
+    picture.arrow((390, y - 18), (390, y - 2))
+    picture.box(150, y, 480, 46, "the kernel: epoll, or Windows' socket state notifications")
+    picture.words(16, y - 80, "blue: turn/", "small left")
     return picture
 
 
