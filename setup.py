@@ -87,7 +87,7 @@ class Build(build_ext):
         self.build_lib = self.build_temp = str(folder)
         try:
             for module in modules:
-                module.include_dirs.append(str(folder))
+                module.include_dirs += [str(folder), str(TURN / "csrc")]
                 if self.compiler.compiler_type == "unix":
                     module.extra_compile_args += ["-O3", "-g0"]
                 module.sources = [translate(module, folder)]
@@ -109,7 +109,7 @@ def folder_of_this_build():
     layouts = TURN / "layouts.pxd"
     sources = [*DECLARED, *MODULES]
     header = runpy.run_path(str(TURN / "layouts_build.py"))["header"](layouts, sources)
-    others = [Path(name).read_text() for name in ("setup.py", TURN / "csrc/layouts.c")]
+    others = [Path(name).read_text() for name in ("setup.py", *sorted(TURN.glob("csrc/*")))]
     made_from = "\n".join([__version__, header, *others])
 
     folder = Path("build", f"turn-{sysconfig.get_config_var('SOABI')}")

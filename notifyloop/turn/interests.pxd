@@ -6,6 +6,7 @@ cdef class Interests:
     cdef public object port
     cdef public dict by_descriptor
     cdef public long long stale_notifications
+    cdef public unsigned long long asked
     cdef public list places
     cdef public list _vacant
     cdef public list _vacated

@@ -94,6 +94,7 @@ class Interests:
         self.port = CompletionPort()
         self.by_descriptor: dict[int, Interest] = {}
         self.stale_notifications = 0
+        self.asked = 0  # how often the port was asked for what is ready
         self.places: list[Interest] = []
         self._vacant: list[int] = []  # places to be taken again
         self._vacated: list[int] = []  # likewise, after the next wait
@@ -309,6 +310,7 @@ class Interests:
 
         Returns the words of the packets; `ready` says what they mean. Raises ValueError if the port is closed.
         """
+        self.asked += 1
         words = self._order_and_wait(timeout) if self.changed else self._batch.turn(None, timeout)
         if self._batch.failures:
             self._hear_of_failures()

@@ -35,8 +35,11 @@ __all__ = [
     "leave_out",
     "peer_of",
     "receive",
+    "receive_from",
+    "receive_into",
     "send",
     "send_many",
+    "send_to",
     "true_family",
     "true_kind",
 ]
@@ -103,14 +106,53 @@ MOST_BUFFERS = 1024  # of one vectored send; Linux' IOV_MAX
 MOST_JOINED = 64 * 1024  # bytes
 
 
-def receive(sock: Any, size: int) -> bytes:
-    """As `sock.recv`."""
-    return sock.recv(size)  # type: ignore[no-any-return]
+# What does not wait, and says so when there is nothing to be done: an exception would cost more than all the rest.
+
+
+def receive(sock: Any, size: int) -> bytes | None:
+    """As `sock.recv`; None if there is nothing to receive now."""
+    try:
+        return sock.recv(size)  # type: ignore[no-any-return]
+    except (BlockingIOError, InterruptedError):
+        return None
+
+
+def receive_into(sock: Any, buffer: Any) -> int:
+    """As `sock.recv_into`; -1 if there is nothing to receive now."""
+    try:
+        return sock.recv_into(buffer)  # type: ignore[no-any-return]
+    except (BlockingIOError, InterruptedError):
+        return -1
+
+
+def receive_from(sock: Any, size: int) -> tuple[bytes, Any] | None:
+    """As `sock.recvfrom`; None if there is no datagram now."""
+    try:
+        return sock.recvfrom(size)  # type: ignore[no-any-return]
+    except (BlockingIOError, InterruptedError):
+        return None
 
 
 def send(sock: Any, data: Any) -> int:
-    """As `sock.send`, without SIGPIPE."""
-    return sock.send(data, NO_SIGNAL)  # type: ignore[no-any-return]
+    """As `sock.send`, without SIGPIPE; 0 if the socket has no room now."""
+    try:
+        if issubclass(type(sock), TrueSocket):
+            return sock.send(data, NO_SIGNAL)  # type: ignore[no-any-return]
+        return sock.send(data)  # type: ignore[no-any-return]  # others may take no flags
+    except (BlockingIOError, InterruptedError):
+        return 0
+
+
+def send_to(sock: Any, data: Any, address: Any) -> bool:
+    """As `sock.sendto`, or as `sock.send` if there is no address; False if the socket has no room now."""
+    try:
+        if address is None:
+            sock.send(data)
+        else:
+            sock.sendto(data, address)
+    except (BlockingIOError, InterruptedError):
+        return False
+    return True
 
 
 def family_of(sock: socket.socket) -> int:
@@ -129,7 +171,10 @@ if sys.platform != "win32":
 
     def send_many(sock: socket.socket, pieces: deque[Any]) -> int:
         """Send of several pieces what the socket takes. Returns the number of bytes; raises OSError."""
-        return sock.sendmsg(islice(pieces, MOST_BUFFERS), (), NO_SIGNAL)
+        try:
+            return sock.sendmsg(islice(pieces, MOST_BUFFERS), (), NO_SIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return 0
 
 else:  # Python has no vectored send there: what is sent together is copied together
 
@@ -142,4 +187,4 @@ else:  # Python has no vectored send there: what is sent together is copied toge
             if joined and size > MOST_JOINED:
                 break
             joined.append(piece)
-        return sock.send(b"".join(joined) if len(joined) > 1 else joined[0])
+        return send(sock, b"".join(joined) if len(joined) > 1 else joined[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from asyncio import Future
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,13 @@ __all__ = [
     "add_writer",
     "adopt",
     "begin_wait",
+    "end_wait",
     "ensure_no_transport",
     "forget",
     "remove_reader",
     "remove_writer",
     "rest",
+    "wait_in",
     "watch_the_end",
 ]
 
@@ -176,7 +179,8 @@ def interest_in(loop: Loop, sock: socket.socket) -> Interest | None:
     return interest
 
 
-def begin_wait(loop: Loop, sock: socket.socket, event: int, operation: Callable[[], Any] | None = None) -> Wait:
+def wait_in(loop: Loop, sock: socket.socket, event: int) -> Wait:
+    """The wait in a socket's interest; it rests until `begin_wait`."""
     interests = loop._turn.interests
     interest = interest_in(loop, sock)
     if interest is None:
@@ -184,16 +188,29 @@ def begin_wait(loop: Loop, sock: socket.socket, event: int, operation: Callable[
         interest = interests.adopt(sock, descriptor_of(sock), reference_to(sock))
     standing = interest.handle_for(event)
     if type(standing) is Wait and standing.future is None:
-        wait = standing
-    else:
-        wait = Wait(interests, interest, event)
-        interest.hand_to(event, wait)
-        if standing is not None:
-            standing.cancel()
-    wait.begin(sock, asyncio.Future(loop=loop), operation)  # type: ignore[arg-type]
-    if interest.armed & event:  # since the last wait; but the program may have put another socket under its number
-        interest.events |= event
+        return standing
+    wait = Wait(interests, interest, event)
+    interest.hand_to(event, wait)
+    if standing is not None:
+        standing.cancel()
+    return wait
+
+
+def begin_wait(
+    loop: Loop, sock: socket.socket, wait: Wait, operation: Callable[[], Any] | None = None
+) -> asyncio.Future[Any]:
+    """What is awaited. Whoever begins one ends it, also if this raises."""
+    future: asyncio.Future[Any] = Future(loop=loop)  # type: ignore[arg-type]
+    wait.begin(sock, future, operation)
+    interest = wait.interest
+    interests = wait.interests
+    if interest.armed & wait.event:  # since the last wait; but the program may have put another socket under its number
+        interest.events |= wait.event
         interests.disbelieve((interest,))
     else:
-        interests.want(interest, interest.events | event)
-    return wait
+        interests.want(interest, interest.events | wait.event)
+    return future
+
+
+def end_wait(wait: Wait) -> None:
+    wait.end()

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import errno
 import socket
-import ssl
 from selectors import EVENT_READ, EVENT_WRITE
+from ssl import SSLSocket
 from typing import TYPE_CHECKING
 
-from notifyloop.turn.primitives import NO_SIGNAL, TrueSocket
-from notifyloop.turn.readiness import begin_wait
+from notifyloop.turn import primitives
+from notifyloop.turn.primitives import TrueSocket
+from notifyloop.turn.readiness import begin_wait, end_wait, wait_in
 from notifyloop.turn.waits import Wait
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ RESOLVED = (socket.AF_INET, socket.AF_INET6)  # families whose addresses may be 
 
 def check_socket(loop: Loop, sock: socket.socket) -> None:
     loop._check_closed()
-    if isinstance(sock, ssl.SSLSocket):
+    if type(sock) is not TrueSocket and isinstance(sock, SSLSocket):
         raise TypeError("Socket cannot be of type SSLSocket")
     if loop._debug and sock.gettimeout() != 0:
         raise ValueError("the socket must be non-blocking")
@@ -68,54 +69,52 @@ def release_waits(loop: Loop) -> None:
 
 async def when_readable(loop: Loop, sock: socket.socket, operation: Callable[[], Any]) -> Any:
     """The operation's result, once the socket does not block."""
-    while True:
-        wait = begin_wait(loop, sock, EVENT_READ)
-        try:
-            await wait.future  # type: ignore[misc]
-            return operation()
-        except (BlockingIOError, InterruptedError):
-            continue
-        finally:
-            wait.end()
+    wait = wait_in(loop, sock, EVENT_READ)
+    try:
+        while True:
+            await begin_wait(loop, sock, wait)
+            try:
+                return operation()
+            except (BlockingIOError, InterruptedError):
+                continue
+    finally:
+        end_wait(wait)
 
 
 async def when_writable(loop: Loop, sock: socket.socket, operation: Callable[[], Any]) -> Any:
     """The operation's result. It is called each time that the socket is reported, until it does not block."""
-    wait = begin_wait(loop, sock, EVENT_WRITE, operation)
+    wait = wait_in(loop, sock, EVENT_WRITE)
     try:
-        return await wait.future  # type: ignore[misc]
+        return await begin_wait(loop, sock, wait, operation)
     finally:
-        wait.end()
+        end_wait(wait)
 
 
 async def sock_recv(loop: Loop, sock: socket.socket, n: int) -> bytes:
     """Up to `n` bytes; none at the end of the stream. Raises OSError as `socket.recv`."""
     check_socket(loop, sock)
-    try:
-        return sock.recv(n)
-    except (BlockingIOError, InterruptedError):
-        data: bytes = await when_readable(loop, sock, lambda: sock.recv(n))
-        return data
+    data: bytes | None = primitives.receive(sock, n)
+    if data is None:
+        data = await when_readable(loop, sock, lambda: sock.recv(n))
+    return data
 
 
 async def sock_recv_into(loop: Loop, sock: socket.socket, buf: Any) -> int:
     """Fill `buf`, as far as there is something to receive. Returns the number of bytes. Raises OSError."""
     check_socket(loop, sock)
-    try:
-        return sock.recv_into(buf)
-    except (BlockingIOError, InterruptedError):
-        count: int = await when_readable(loop, sock, lambda: sock.recv_into(buf))
-        return count
+    count = primitives.receive_into(sock, buf)
+    if count < 0:
+        count = await when_readable(loop, sock, lambda: sock.recv_into(buf))
+    return count
 
 
 async def sock_recvfrom(loop: Loop, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
     """One datagram of up to `bufsize` bytes, and its sender. Raises OSError."""
     check_socket(loop, sock)
-    try:
-        return sock.recvfrom(bufsize)
-    except (BlockingIOError, InterruptedError):
-        received: tuple[bytes, Any] = await when_readable(loop, sock, lambda: sock.recvfrom(bufsize))
-        return received
+    received = primitives.receive_from(sock, bufsize)
+    if received is None:
+        received = await when_readable(loop, sock, lambda: sock.recvfrom(bufsize))
+    return received
 
 
 async def sock_recvfrom_into(loop: Loop, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
@@ -132,18 +131,14 @@ async def sock_recvfrom_into(loop: Loop, sock: socket.socket, buf: Any, nbytes: 
 async def sock_sendall(loop: Loop, sock: socket.socket, data: Any) -> None:
     """Send all of `data`. Raises OSError; then it is not known how much was sent."""
     check_socket(loop, sock)
-    flags = (NO_SIGNAL,) if issubclass(type(sock), TrueSocket) else ()  # others may take none
-    try:
-        sent = sock.send(data, *flags)
-    except (BlockingIOError, InterruptedError):
-        sent = 0
+    sent = primitives.send(sock, data)
     if type(data) is bytes and sent == len(data):
         return
     view = memoryview(data).cast("B")
 
     def send_rest() -> None:
         nonlocal sent
-        sent += sock.send(view[sent:], *flags)
+        sent += primitives.send(sock, view[sent:])
         if sent < view.nbytes:
             raise BlockingIOError
 

@@ -90,15 +90,14 @@ def receive(transport: StreamTransport) -> None:
         return
     try:
         data = primitives.receive(transport._sock, RECEIVE)
-    except (BlockingIOError, InterruptedError):
-        return
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
         transport._fatal_error(error, "Fatal read error on socket transport")
         return
     if not data:
-        transport._context.run(transport._read_eof)
+        if data is not None:
+            transport._context.run(transport._read_eof)
         return
     try:
         primitives.call_method_in(transport._context, transport._protocol, "data_received", data)
@@ -119,16 +118,15 @@ def receive_into_protocol(transport: StreamTransport) -> None:
         transport._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
         return
     try:
-        count = transport._sock.recv_into(buffer)
-    except (BlockingIOError, InterruptedError):
-        return
+        count = primitives.receive_into(transport._sock, buffer)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
         transport._fatal_error(error, "Fatal read error on socket transport")
         return
-    if not count:
-        transport._read_eof()
+    if count <= 0:
+        if not count:
+            transport._read_eof()
         return
     try:
         transport._protocol.buffer_updated(count)
@@ -140,7 +138,7 @@ def receive_into_protocol(transport: StreamTransport) -> None:
 
 def write(transport: StreamTransport, data: Data) -> None:
     if not transport._direct or not data or type(data) is not bytes:
-        transport._write_carefully(data)
+        write_carefully(transport, data)
         return
     try:
         sent = primitives.send(transport._sock, data)
@@ -148,6 +146,39 @@ def write(transport: StreamTransport, data: Data) -> None:
         sent = not_sent(transport, error)
     if sent != len(data):
         keep_rest(transport, memoryview(data), sent)
+
+
+def write_carefully(transport: StreamTransport, data: Data) -> None:
+    """What is not bytes, or cannot go to the socket at once."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
+        )
+    check_writing(transport, "write")
+    if not data:
+        return
+    if transport._conn_lost:
+        transport._too_late()
+    elif transport._buffer:
+        keep(transport, data)
+        if not transport._awaits_writability():
+            transport._await_writability()
+        transport._maybe_pause_protocol()
+    else:
+        view = memoryview(data).cast("B")
+        try:
+            sent = primitives.send(transport._sock, view)
+        except BaseException as error:
+            sent = not_sent(transport, error)
+        if sent != len(view):
+            keep_rest(transport, view, sent)
+
+
+def check_writing(transport: StreamTransport, method: str) -> None:
+    if transport._eof:
+        raise RuntimeError(f"Cannot call {method}() after write_eof()")
+    if transport._empty_waiter is not None:
+        raise RuntimeError(f"unable to {method}; sendfile is in progress")
 
 
 def keep_rest(transport: StreamTransport, data: memoryview, sent: int) -> None:
@@ -191,11 +222,10 @@ def send_buffer(transport: StreamTransport) -> bool:
         sock = transport._sock
         sent = primitives.send(sock, buffer[0]) if len(buffer) == 1 else send_many(sock, buffer)
     except BaseException as error:
-        sent = not_sent(transport, error)
-        if transport._conn_lost:
-            if transport._empty_waiter is not None and not transport._empty_waiter.done():  # or who waits is cancelled
-                transport._empty_waiter.set_exception(error)
-            return False
+        not_sent(transport, error)
+        if transport._empty_waiter is not None and not transport._empty_waiter.done():  # or who waits is cancelled
+            transport._empty_waiter.set_exception(error)
+        return False
     transport._buffer_size -= sent
     while sent:
         data = buffer.popleft()
@@ -227,11 +257,10 @@ def allow_direct_writes(transport: StreamTransport) -> None:
 
 
 def not_sent(transport: StreamTransport, error: BaseException) -> int:
-    """How much was sent, which is nothing. The connection is lost unless the socket only had no room."""
+    """The connection is lost. Returns how much was sent, which is nothing."""
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         raise error
-    if not isinstance(error, (BlockingIOError, InterruptedError)):
-        transport._fatal_error(error, "Fatal write error on socket transport")
+    transport._fatal_error(error, "Fatal write error on socket transport")
     return 0
 
 
@@ -306,42 +335,8 @@ class StreamTransport(SocketTransport):
     write = write
     _write_ready = write_ready
 
-    def _write_carefully(self, data: Data) -> None:
-        """What is not bytes, or cannot go to the socket at once."""
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"data argument must be a bytes-like object (bytes, bytearray, memoryview), not {type(data).__name__!r}"
-            )
-        self._check_writing("write")
-        if not data:
-            return
-        if self._conn_lost:
-            self._too_late()
-        elif self._buffer:
-            keep(self, data)
-            if not self._awaits_writability():
-                self._await_writability()
-            self._maybe_pause_protocol()
-        else:
-            self._send(memoryview(data).cast("B"))
-
-    def _send(self, data: memoryview) -> None:
-        """Send what the socket takes now, and keep the rest. The view is one of bytes."""
-        try:
-            sent = primitives.send(self._sock, data)
-        except BaseException as error:
-            sent = not_sent(self, error)
-        if sent != len(data):
-            keep_rest(self, data, sent)
-
-    def _check_writing(self, method: str) -> None:
-        if self._eof:
-            raise RuntimeError(f"Cannot call {method}() after write_eof()")
-        if self._empty_waiter is not None:
-            raise RuntimeError(f"unable to {method}; sendfile is in progress")
-
     def writelines(self, list_of_data: Iterable[Data]) -> None:
-        self._check_writing("writelines")
+        check_writing(self, "writelines")
         pieces = [data for data in list_of_data if memoryview(data).nbytes]
         if not pieces:
             return

@@ -1,3 +1,6 @@
+from notifyloop.turn.layouts cimport TransportState
+
+
 cdef class Reader:
     cdef object _transport
 
@@ -10,3 +13,7 @@ cdef class Writer:
 
     cpdef cancel(self)
     cpdef _run(self)
+
+
+cpdef is_closing(TransportState transport)
+cpdef get_write_buffer_size(TransportState transport)

@@ -98,15 +98,26 @@ class Writer:
         return f"<{type(self).__name__} of {self._transport!r}>"
 
 
+# Methods that streams call for each message.
+
+
+def is_closing(transport: SocketTransport) -> bool:
+    return transport._closing
+
+
+def get_write_buffer_size(transport: SocketTransport) -> int:
+    return transport._buffer_size
+
+
 class SocketTransport(TransportState):
-    """A socket that a protocol has been given. Its kinds receive and send: `_read_ready`, `_write_ready`.
+    """A socket that a protocol has been given. Its kinds receive and send: `_run`, `_write_ready`.
 
     It is itself the handle that its interest calls when there is something to receive: `_run`, unless `_cancelled`.
     """
 
     __slots__ = ()
 
-    _read_ready: Callable[[], None]
+    _run: Callable[[], None]
     _write_ready: Callable[[], None]
 
     def __init__(
@@ -192,14 +203,11 @@ class SocketTransport(TransportState):
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
 
-    def is_closing(self) -> bool:
-        return self._closing
+    is_closing = is_closing
+    get_write_buffer_size = get_write_buffer_size
 
     def is_reading(self) -> bool:
         return not self._closing
-
-    def get_write_buffer_size(self) -> int:
-        return self._buffer_size
 
     def __repr__(self) -> str:
         state = "closed " if self._sock is None else "closing " if self._closing else ""
@@ -227,9 +235,6 @@ class SocketTransport(TransportState):
             return
         self._loop._turn.interests.want(self._interest, events)
 
-    def _run(self) -> None:
-        self._call(self._read_ready)
-
     def _call(self, callback: Callable[[], None]) -> None:
         """In the connection's context. What it raises is reported."""
         try:
@@ -237,9 +242,10 @@ class SocketTransport(TransportState):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._loop.call_exception_handler(
-                {"message": f"Exception in {self!r}", "exception": error, "transport": self}
-            )
+            self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": f"Exception in {self!r}", "exception": error, "transport": self})
 
     def _await_writability(self) -> None:
         self._await_nothing()

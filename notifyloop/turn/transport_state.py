@@ -22,11 +22,12 @@ __all__ = ["TransportState"]
 
 
 class TransportState(_FlowControlMixin, asyncio.Transport):
-    """What the transport of a socket keeps. What only streams have is here, too, so that there is one layout."""
+    """What the transport of a socket keeps. What only one kind has is here, too, so that there is one layout."""
 
     __slots__ = (
         "__dict__",  # empty, unless somebody replaces a method: tests do
         "__weakref__",
+        "_address",
         "_buffer",
         "_buffer_size",
         "_buffered_protocol",
@@ -35,9 +36,11 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
         "_conn_lost",
         "_context",
         "_direct",
+        "_eighths",
         "_empty_waiter",
         "_eof",
         "_interest",
+        "_largest",
         "_paused",
         "_peername",
         "_protocol",
@@ -50,6 +53,7 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
     _callback = None
     _source_traceback = None
 
+    _address: Any
     _buffer: deque[Any] | tuple[()]
     _buffer_size: int
     _buffered_protocol: bool
@@ -58,11 +62,13 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
     _conn_lost: int
     _context: Context
     _direct: bool
+    _eighths: int
     _empty_waiter: asyncio.Future[None] | None
     _eof: bool
     _extra: dict[str, Any] | None
     _high_water: int
     _interest: Interest
+    _largest: int
     _loop: Loop
     _low_water: int
     _paused: int

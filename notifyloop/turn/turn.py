@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from notifyloop.turn import primitives
 from notifyloop.turn.handles import MOST_SPARE, NO_ARGUMENTS, Handle, LockedHandle, report
 from notifyloop.turn.interests import ASLEEP, AWAKE
+from notifyloop.turn.stream import StreamTransport, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,15 +74,16 @@ def run_once(loop: Loop) -> None:
             timeout = -1
         words = interests.dequeue(timeout)
         interests.sleeping = AWAKE
-        places = interests.places
+        places, append = interests.places, ready.append
         for word in words:
             try:
                 interest = places[word]
             except IndexError:  # there is more to tell than that something can be received
                 queue(turn, interests.ready((word,)))
                 continue
-            if interest.reader is not None:
-                ready.append(interest.reader)
+            reader = interest.reader
+            if reader is not None:
+                append(reader)
             else:
                 interests.unwanted(interest, EVENT_READ)
     if timers.scheduled:
@@ -110,7 +112,7 @@ def queue(turn: Turn, reported: Iterable[tuple[Interest, int]]) -> None:
 
 def run_ready(turn: Turn) -> None:
     """Call what is ready now; what becomes ready meanwhile is for the next turn."""
-    ready = turn.ready
+    ready, pop = turn.ready, turn.ready.popleft
     # If a callback begins debug mode, those of before.
     spare, spare_for_threads = turn.spare, turn.spare_for_threads
     # Counting first, instead of swapping the queue, keeps this safe against threads that append.
@@ -118,6 +120,7 @@ def run_ready(turn: Turn) -> None:
     turn.callbacks += count
     handle: Any
     known: Any
+    transport: Any
     callback: Any
     args: Any
     taken: Any = None  # from the queue, and not called yet: an interrupt may come at any point
@@ -126,8 +129,15 @@ def run_ready(turn: Turn) -> None:
             if not ready:  # a callback has run a turn of its own
                 break
             handle = taken = ready[0]
-            ready.popleft()
+            pop()
             kind: Any = type(handle)
+            if kind is StreamTransport:  # what most messages are for: so it is asked without looking for a method
+                taken = None
+                transport = handle
+                handle = None
+                if not transport._cancelled:
+                    receive(transport)
+                continue
             if kind is not Handle:
                 taken = None
                 if not handle._cancelled:
@@ -165,7 +175,7 @@ def run_ready(turn: Turn) -> None:
             ready.appendleft(taken)
         raise
     finally:
-        taken = handle = known = callback = args = None  # an exception may keep this frame
+        taken = handle = known = transport = callback = args = None  # an exception may keep this frame
         if count > MOST_SPARE:
             del spare[MOST_SPARE:], spare_for_threads[MOST_SPARE:]
 

@@ -10,6 +10,7 @@ cdef class Wait:
     cdef public object operation
     cdef public object sock
     cdef public bint _cancelled
+    cdef unsigned long long _asked
 
     cpdef begin(self, object sock, object future, object operation)
     cpdef _run(self)

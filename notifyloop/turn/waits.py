@@ -22,7 +22,7 @@ __all__ = ["Wait"]
 class Wait:
     """What a coroutine waits with for a socket, one after another; it stands in an interest where a handle would."""
 
-    __slots__ = ("_cancelled", "event", "future", "interest", "interests", "operation", "sock")
+    __slots__ = ("_asked", "_cancelled", "event", "future", "interest", "interests", "operation", "sock")
 
     # Whatever looks at handles in debug mode finds these.
     _callback = None
@@ -36,19 +36,24 @@ class Wait:
         self.operation: Callable[[], Any] | None = None  # what is done at once when the socket is ready
         self.sock: Any = None  # the socket that is kept open
         self._cancelled = False
+        self._asked = 0  # how often the port had been asked when this began
 
     def begin(self, sock: Any, future: asyncio.Future[Any], operation: Callable[[], Any] | None) -> None:
         self.future = future
         self.operation = operation
-        if issubclass(type(sock), TrueSocket):  # others close as they like
-            self.sock = sock
-            sock._io_refs += 1
+        self._asked = self.interests.asked
+        if self.sock is None and issubclass(type(sock), TrueSocket):  # others close as they like
+            self.sock, sock._io_refs = sock, sock._io_refs + 1  # both, or an interrupt comes in between
 
     def _run(self) -> None:
         """There is something to do. If nobody waits for that any more, let the port know."""
         future, interest = self.future, self.interest
         if future is None:
             self.interests.want(interest, interest.events)
+            return
+        # What was reported before this began is over: a coroutine is resumed a turn after its socket was reported, and
+        # in that turn it is reported again, if there is still something to receive.
+        if self._asked == self.interests.asked:
             return
         if self.operation is not None and not future.done():
             try:
@@ -89,9 +94,10 @@ class Wait:
 
     def release(self) -> None:
         """Let the socket close, if it is to. May be called twice."""
-        sock, self.sock, self.future, self.operation = self.sock, None, None, None
+        self.future = self.operation = None
+        sock = self.sock
         if sock is not None:
-            sock._io_refs -= 1
+            self.sock, sock._io_refs = None, sock._io_refs - 1  # both, as above
             if sock._closed:
                 sock.close()
 
