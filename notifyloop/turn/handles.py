@@ -14,12 +14,13 @@ reference that is not counted yet.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from asyncio import events
 from asyncio.format_helpers import _format_callback_source
 from contextvars import copy_context
 from typing import TYPE_CHECKING
+
+from notifyloop.turn.handle_state import HandleState, TimerHandleState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,33 +50,28 @@ def report(handle: Any, error: BaseException) -> None:
     )
 
 
-class Handle(asyncio.Handle):
+def begin(
+    handle: Handle, callback: Callable[..., object], args: tuple[Any, ...], loop: Loop, context: Context | None = None
+) -> None:
+    handle._context = copy_context() if context is None else context
+    handle._loop = loop
+    handle._callback = callback
+    handle._args = args
+    handle._cancelled = False
+
+
+def cancel(handle: Handle) -> None:
+    handle._cancelled = True  # before the rest: the loop, in another thread perhaps, looks in the other order
+    handle._callback = handle._args = None  # type: ignore[assignment]
+
+
+class Handle(HandleState):
     """What `call_soon` and `add_reader` return, where the loop is not in debug mode."""
 
     __slots__ = ()
 
-    # Debug mode's, which would only be set to None here.
-    _repr = None
-    _source_traceback = None
-
-    _context: Context
-    _loop: Loop
-    _callback: Callable[..., object]
-    _args: tuple[Any, ...]
-    _cancelled: bool
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: Loop, context: Context | None = None
-    ) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True  # before the rest: the loop, in another thread perhaps, looks in the other order
-        self._callback = self._args = None  # type: ignore[assignment]
+    __init__ = begin
+    cancel = cancel
 
 
 if sys.version_info >= (3, 14):
@@ -89,44 +85,41 @@ else:
     LockedHandle = Handle
 
 
-class TimerHandle(asyncio.TimerHandle):
+def begin_timer(
+    timer: TimerHandle,
+    when: float,
+    callback: Callable[..., object],
+    args: tuple[Any, ...],
+    loop: Loop,
+    context: Context | None = None,
+) -> None:
+    timer._context = copy_context() if context is None else context
+    timer._loop = loop
+    timer._callback = callback
+    timer._args = args
+    timer._cancelled = False
+    timer._when = when
+    timer._scheduled = True
+
+
+def is_before(timer: TimerHandle, other: Any) -> bool:
+    when: float = other._when
+    return timer._when < when
+
+
+def cancel_timer(timer: TimerHandle) -> None:
+    if not timer._cancelled and timer._scheduled:
+        turn = timer._loop._turn
+        turn.timers.cancelled += 1
+    timer._cancelled = True
+    timer._callback = timer._args = None  # type: ignore[assignment]
+
+
+class TimerHandle(TimerHandleState):
     """What `call_later` and `call_at` return, where the loop is not in debug mode."""
 
     __slots__ = ()
 
-    _repr = None
-    _source_traceback = None
-
-    _context: Context
-    _loop: Loop
-    _callback: Callable[..., object]
-    _args: tuple[Any, ...]
-    _cancelled: bool
-    _when: float
-    _scheduled: bool
-
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: Loop,
-        context: Context | None = None,
-    ) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._when = when
-        self._scheduled = True
-
-    def __lt__(self, other: Any) -> bool:
-        when: float = other._when
-        return self._when < when
-
-    def cancel(self) -> None:
-        if not self._cancelled and self._scheduled:
-            self._loop._turn.timers.cancelled += 1
-        self._cancelled = True
-        self._callback = self._args = None  # type: ignore[assignment]
+    __init__ = begin_timer
+    __lt__ = is_before
+    cancel = cancel_timer

@@ -6,8 +6,11 @@
 
 cdef extern from "layouts.h":
 
-    ctypedef class notifyloop.turn.handles.Handle [object HandleStruct, check_size error]:
-        cdef object _args, _callback, _cancelled, _context
+    ctypedef class notifyloop.turn.handle_state.HandleState [object HandleStruct, check_size error]:
+        cdef object _args, _callback, _cancelled, _context, _loop
+
+    ctypedef class notifyloop.turn.handle_state.TimerHandleState [object TimerHandleStruct, check_size error]:
+        cdef object _args, _callback, _cancelled, _context, _loop, _scheduled, _when
 
     ctypedef class notifyloop.turn.transport_state.TransportState [object TransportStruct, check_size error]:
         cdef object _address, _buffer, _buffer_size, _buffered_protocol, _cancelled, _closing, _conn_lost, _context

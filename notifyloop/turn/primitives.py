@@ -136,7 +136,7 @@ def receive_from(sock: Any, size: int) -> tuple[bytes, Any] | None:
 def send(sock: Any, data: Any) -> int:
     """As `sock.send`, without SIGPIPE; 0 if the socket has no room now."""
     try:
-        if issubclass(type(sock), TrueSocket):
+        if type(sock) is TrueSocket or issubclass(type(sock), TrueSocket):
             return sock.send(data, NO_SIGNAL)  # type: ignore[no-any-return]
         return sock.send(data)  # type: ignore[no-any-return]  # others may take no flags
     except (BlockingIOError, InterruptedError):

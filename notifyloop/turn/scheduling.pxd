@@ -1,7 +1,7 @@
 cimport cython
 
 from notifyloop.turn cimport primitives
-from notifyloop.turn.layouts cimport Handle as AnyHandle
+from notifyloop.turn.layouts cimport HandleState
 from notifyloop.turn.interests cimport Interests
 from notifyloop.turn.state cimport Turn
 
@@ -10,7 +10,7 @@ cdef class Scheduler:
     cdef public Turn _turn
 
 
-cdef renew(AnyHandle handle, object callback, object args, object context)
+cdef renew(HandleState handle, object callback, object args, object context)
 cdef call_anew(Scheduler loop, object callback, object args, object context)
 cdef call_anew_threadsafe(Scheduler loop, object callback, object args, object context)
 @cython.locals(turn=Turn, interests=Interests)

@@ -98,7 +98,7 @@ class Scheduler:
         if turn.checked:
             timer: asyncio.TimerHandle = BaseEventLoop.call_at(self, when, callback, *args, context=context)  # type: ignore[arg-type]
             return primitives.leave_out(timer, 1)
-        timer = TimerHandle(when, callback, args, self, context)  # type: ignore[arg-type]
+        timer = TimerHandle(when, callback, args, self, context)
         turn.timers.schedule(timer)
         return timer
 
@@ -116,7 +116,7 @@ def call_anew(
     """With a handle that was not used before."""
     if loop._turn.checked:
         return primitives.leave_out(BaseEventLoop.call_soon(loop, callback, *args, context=context), 2)
-    handle = Handle(callback, args, loop, context)
+    handle: asyncio.Handle = Handle(callback, args, loop, context)
     loop._turn.ready.append(handle)
     return handle
 
@@ -126,7 +126,7 @@ def call_anew_threadsafe(
 ) -> asyncio.Handle:
     if loop._turn.checked:
         return primitives.leave_out(BaseEventLoop.call_soon_threadsafe(loop, callback, *args, context=context), 2)
-    handle = LockedHandle(callback, args, loop, context)
+    handle: asyncio.Handle = LockedHandle(callback, args, loop, context)
     loop._turn.ready.append(handle)
     wake_up(loop)
     return handle

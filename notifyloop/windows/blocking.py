@@ -140,7 +140,7 @@ class BlockingFile:
     def _order(
         self, work: Callable[[Any], Any], what: Any, callback: Callable[[], object], context: Context | None
     ) -> BlockingOperation:
-        operation = BlockingOperation(callback, (), self._loop, context)
+        operation: BlockingOperation = BlockingOperation(callback, (), self._loop, context)
         self._orders.put((operation, work, what))
         return operation
 
