@@ -63,9 +63,11 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 
 
 @contextlib.asynccontextmanager
-async def openssl(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def openssl(*arguments: str, stderr: int | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec("openssl", *arguments, stdin=pipe, stdout=pipe, limit=1 << 24)
+    process = await asyncio.create_subprocess_exec(
+        "openssl", *arguments, stdin=pipe, stdout=pipe, stderr=stderr, limit=1 << 24
+    )
     try:
         yield process
     finally:
@@ -254,6 +256,48 @@ class TestTheirServer:
             assert connection.received == data
             connection.transport.close()
             assert await connection.lost is None
+
+
+async def converse(process: asyncio.subprocess.Process, connection: Recorder, commands: str, done: bytes = b"") -> None:
+    """They do what each letter says, tell that it is done, unless they look at their input first, and both ends say
+    something.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for command in commands:
+        process.stdin.write(command.encode() + b"\n")
+        if done:
+            await process.stdout.readuntil(done)
+        answer = b"<after %b>" % command.encode()
+        connection.transport.write(answer)
+        await process.stdout.readuntil(answer)
+        process.stdin.write(b"a line\n")
+        await connection.until(len(connection.received) + 7)
+    assert connection.received == b"a line\n" * len(commands)
+    connection.transport.abort()
+
+
+class TestWhatIsAgreedAnew:
+    """In the midst of a connection: keys (K asks for an answer, k does not), and handshakes (r, and R with a
+    certificate asked for).
+    """
+
+    @pytest.mark.asyncio
+    async def test_keys_of_their_client(self, identity: Identity) -> None:
+        async with listening(identity.server()) as (port, connections):
+            address = ("-connect", f"127.0.0.1:{port}", "-servername", "localhost")
+            async with openssl("s_client", *address, stderr=asyncio.subprocess.STDOUT) as client:
+                await converse(client, await connections.get(), "KkKK", b"KEYUPDATE\n")
+
+    @pytest.mark.asyncio
+    async def test_keys_of_their_server(self, identity: Identity) -> None:
+        async with s_server(identity) as (server, port):
+            await converse(server, await connect(identity, port), "KkKK")
+
+    @pytest.mark.asyncio
+    async def test_handshakes_of_their_server(self, identity: Identity) -> None:
+        async with s_server(identity, "-tls1_2") as (server, port):
+            await converse(server, await connect(identity, port), "rRr", b"SSL_do_handshake -> 1\n")
 
 
 class TestThoseWhoFallSilent:
