@@ -332,7 +332,6 @@ def test_child_process_that_cannot_be_started_is_found(monkeypatch: pytest.Monke
 
 
 def test_signal_handler_that_is_not_called_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "PATIENCE", 0.3)
     monkeypatch.setattr(notifyloop.NotifyLoop, "add_signal_handler", lambda self, *args: None)
     outcome = selftest.examine("signal handler", CHECKS["signal handler"])
     assert outcome.traceback is not None
