@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -51,6 +52,17 @@ async def sleep_zero(loop: asyncio.AbstractEventLoop, count: int) -> None:
     """A task that gives way again and again."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def sleep_zero_watching(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    """The same, where a socket is watched, so that the kernel is asked in every turn."""
+    ours, theirs = socket.socketpair()
+    loop.add_reader(ours.fileno(), nothing)
+    for _ in range(count):
+        await asyncio.sleep(0)
+    loop.remove_reader(ours.fileno())
+    ours.close()
+    theirs.close()
 
 
 async def future_wakeup(loop: asyncio.AbstractEventLoop, count: int) -> None:
@@ -104,6 +116,7 @@ FIGURES = {
     "call_soon-chain": call_soon_chain,
     "call_soon-burst": call_soon_burst,
     "sleep": sleep_zero,
+    "sleep-watching": sleep_zero_watching,
     "future": future_wakeup,
     "timer": timer_cancelled,
     "tasks": tasks_gathered,

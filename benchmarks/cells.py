@@ -24,11 +24,13 @@ ECHO_CELLS = [
     *((64 * KIB, number) for number in CONNECTIONS),
     (KIB * KIB, 20),
 ]
-HELLO_CONNECTIONS = (1, 50)
+HELLO_CONNECTIONS = (1, 8, 50)
+DATAGRAM_CELLS = [(KIB, 1), (KIB, 20)]
 QUICK_CELLS = [(KIB, 20)]
 
 BENCHMARKS = (
     *(f"echo-{api}" for api in SERVERS),
+    "udp-datagrams",
     "http-aiohttp",
     *(f"callback-{figure}" for figure in FIGURES),
 )
@@ -44,7 +46,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """`echo`, `http` or `callback`."""
+        """`echo`, `udp`, `http` or `callback`."""
         return self.benchmark.partition("-")[0]
 
     @property
@@ -54,7 +56,7 @@ class Cell:
 
     @property
     def unit(self) -> str:
-        return {"echo": "messages/s", "http": "requests/s", "callback": "ns"}[self.kind]
+        return {"echo": "messages/s", "udp": "messages/s", "http": "requests/s", "callback": "ns"}[self.kind]
 
     @property
     def more_is_better(self) -> bool:
@@ -71,6 +73,8 @@ class Cell:
     @property
     def limit(self) -> Cell | None:
         """The cell of the server in C with the same load. It knows one way to serve, so APIs share it."""
+        if self.kind == "udp":
+            return self
         return Cell("echo", self.size, self.connections) if self.kind == "echo" else None
 
 
@@ -82,7 +86,7 @@ def readable_size(size: int) -> str:
 
 
 def select(only: Iterable[str]) -> list[str]:
-    """The benchmarks of these names, or of these kinds: `echo`, `http`, `callback`. All without names.
+    """The benchmarks of these names, or of these kinds: `echo`, `udp`, `http`, `callback`. All without names.
     Raises ValueError for a name that selects nothing.
     """
     names = list(only)
@@ -109,6 +113,11 @@ def cells(
         cell = Cell(benchmark)
         if cell.kind == "echo":
             yield from (Cell(benchmark, *load) for load in loads)
+        elif cell.kind == "udp":
+            default_loads = QUICK_CELLS if quick else DATAGRAM_CELLS
+            given = itertools.product(sizes or [KIB], connections or [1, 20]) if sizes or connections else default_loads
+            # A datagram has less than 64 KiB, and those of so many connections have no room in one socket.
+            yield from (Cell(benchmark, *load) for load in given if load[0] <= KIB and load[1] <= 20)
         elif cell.kind == "http":
             default = HELLO_CONNECTIONS[-1:] if quick else HELLO_CONNECTIONS
             yield from (Cell(benchmark, None, number) for number in connections or default)

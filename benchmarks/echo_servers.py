@@ -73,6 +73,23 @@ async def serve_streams(listener: socket.socket) -> asyncio.AbstractServer:
     return await asyncio.start_server(echo_stream, sock=listener, backlog=BACKLOG)
 
 
+# ---- datagrams
+
+
+class EchoDatagrams(asyncio.DatagramProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.transport.sendto(data, addr)
+
+
+async def serve_datagrams(sock: socket.socket) -> asyncio.BaseTransport:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(EchoDatagrams, sock=sock)
+    return transport
+
+
 # ---- sock_*
 
 

@@ -1,10 +1,13 @@
 /* The limit: an echo server that does nothing but what an echo server must do, over level-triggered epoll.
 
+   limit [datagrams]
+
    Prints its port. A line on standard input is answered by the processor time used so far, as a line of
    JSON; the end of standard input ends the program. The servers in Python speak the same way. */
 #define _GNU_SOURCE
 #include "net.h"
 
+#include <stdbool.h>
 #include <sys/epoll.h>
 
 enum { CHUNK = 256 * 1024, EVENTS = 512, BACKLOG = 4096 };
@@ -71,6 +74,14 @@ static void echo(struct connection *c) {
     watch(EPOLL_CTL_MOD, c, EPOLLOUT);
 }
 
+static void echo_datagram(int fd) {
+    struct sockaddr_in sender;
+    socklen_t length = sizeof sender;
+    ssize_t n = recvfrom(fd, chunk, CHUNK, 0, (struct sockaddr *)&sender, &length);
+    if (n >= 0)
+        sendto(fd, chunk, (size_t)n, 0, (struct sockaddr *)&sender, length);
+}
+
 static void send_rest(struct connection *c) {
     ssize_t n = send(c->fd, c->unsent + c->sent, c->length - c->sent, MSG_NOSIGNAL);
     if (n < 0) {
@@ -96,14 +107,15 @@ static void answer(void) {
     fflush(stdout);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    bool datagrams = count > 1 && strcmp(arguments[1], "datagrams") == 0;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof address;
-    struct connection listener = {.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+    struct connection listener = {.fd = socket(AF_INET, (datagrams ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
     struct connection standard_input = {.fd = STDIN_FILENO};
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0 || listener.fd < 0 || bind(listener.fd, (struct sockaddr *)&address, length) < 0 ||
-        listen(listener.fd, BACKLOG) < 0 || getsockname(listener.fd, (struct sockaddr *)&address, &length) < 0)
+        (!datagrams && listen(listener.fd, BACKLOG) < 0) || getsockname(listener.fd, (struct sockaddr *)&address, &length) < 0)
         fail("a listening socket: %s", strerror(errno));
     watch(EPOLL_CTL_ADD, &listener, EPOLLIN);
     watch(EPOLL_CTL_ADD, &standard_input, EPOLLIN);
@@ -117,7 +129,9 @@ int main(void) {
             fail("epoll_wait: %s", strerror(errno));
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
-            if (c == &listener)
+            if (c == &listener && datagrams)
+                echo_datagram(listener.fd);
+            else if (c == &listener)
                 accept_all(listener.fd);
             else if (c == &standard_input)
                 answer();

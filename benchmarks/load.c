@@ -1,8 +1,9 @@
 /* The load: connections that play ping-pong with a server for a fixed time.
 
-   load --port P --connections C --seconds S --warmup W (--size N | --http BODY)
+   load --port P --connections C --seconds S --warmup W (--size N [--datagrams] | --http BODY)
 
-   With --size, each connection sends N bytes and waits until as many came back. With --http it sends a GET
+   With --size, each connection sends N bytes and waits until as many came back, with --datagrams in one
+   datagram: as many as there are connections must have room in the server's socket. With --http it sends a GET
    request, always the same, and waits for a response of status 200 whose body is BODY. Prints "measuring"
    when the warm-up is over and, at the end, one line of JSON. Any wrong byte or closed connection ends the
    program with a message and status 1.
@@ -181,15 +182,16 @@ static void run_until(int epoll, struct connection *connections, uint64_t deadli
 }
 
 int main(int count, char **arguments) {
-    enum { PORT, CONNECTIONS, SECONDS, WARMUP, SIZE, HTTP };
+    enum { PORT, CONNECTIONS, SECONDS, WARMUP, SIZE, DATAGRAMS, HTTP };
     static const struct option options[] = {
         {"port", required_argument, NULL, PORT},       {"connections", required_argument, NULL, CONNECTIONS},
         {"seconds", required_argument, NULL, SECONDS}, {"warmup", required_argument, NULL, WARMUP},
         {"size", required_argument, NULL, SIZE},       {"http", required_argument, NULL, HTTP},
-        {NULL, 0, NULL, 0},
+        {"datagrams", no_argument, NULL, DATAGRAMS},   {NULL, 0, NULL, 0},
     };
     int port = 0;
     unsigned total = 1;
+    bool datagrams = false;
     double seconds = 1, warmup = 0.1;
     for (int option, index; (option = getopt_long(count, arguments, "", options, &index)) != -1;) {
         switch (option) {
@@ -198,12 +200,13 @@ int main(int count, char **arguments) {
         case SECONDS: seconds = number("--seconds", optarg, 0.001); break;
         case WARMUP: warmup = number("--warmup", optarg, 0); break;
         case SIZE: size = (size_t)number("--size", optarg, 1); break;
+        case DATAGRAMS: datagrams = true; break;
         case HTTP: body = optarg; break;
         default: return 2;
         }
     }
     if (port == 0 || (size == 0) == (body == NULL))
-        fail("usage: load --port P --connections C --seconds S --warmup W (--size N | --http BODY)");
+        fail("usage: load --port P --connections C --seconds S --warmup W (--size N [--datagrams] | --http BODY)");
     if (body)
         size = sizeof REQUEST - 1;
 
@@ -220,7 +223,7 @@ int main(int count, char **arguments) {
     struct connection *connections = allocate(total, sizeof *connections);
     for (unsigned id = 0; id < total; id++) {
         struct connection *c = &connections[id];
-        c->fd = connect_to(port, id);
+        c->fd = datagrams ? connect_datagrams(port) : connect_to(port, id);
         make_nonblocking(c->fd);
         if (body)
             c->response = allocate(RESPONSE + 1, 1);

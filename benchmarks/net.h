@@ -56,6 +56,14 @@ static inline void no_delay(int fd) {
         fail("TCP_NODELAY: %s", strerror(errno));
 }
 
+static inline int connect_datagrams(int port) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        fail("a datagram socket for port %d: %s", port, strerror(errno));
+    return fd;
+}
+
 /* A blocking connection to 127.0.0.1:port. Each source address has its own 28 000 ephemeral ports, and a
    port that closed first rests for a minute: `source` spreads connections over 127.0.0.1 to 127.0.0.64. */
 static inline int connect_to(int port, unsigned source) {

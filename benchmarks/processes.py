@@ -178,7 +178,7 @@ async def running(core: int | None, *command: str | Path) -> AsyncIterator[Proce
 @contextlib.asynccontextmanager
 async def serving(core: int, loop: str, api: str) -> AsyncIterator[tuple[Process, int]]:
     """A server and its port."""
-    command: Iterable[str | Path] = [BUILD / "limit"]
+    command: Iterable[str | Path] = [BUILD / "limit", api]
     if loop != LIMIT:
         command = [sys.executable, "-m", "benchmarks.server", loop, api]
     async with running(core, *command) as server:

@@ -20,6 +20,7 @@ TITLES = {
     "echo-streams": "Echo, streams",
     "echo-sock": "Echo, sock_recv and sock_sendall",
     "echo-reader": "Echo, add_reader",
+    "udp-datagrams": "Echo, datagrams",
     "http-aiohttp": "HTTP, aiohttp hello",
     "callback": "Callbacks",
 }
@@ -28,6 +29,7 @@ CALLBACKS = {
     "call_soon-chain": "call_soon, one per turn",
     "call_soon-burst": "call_soon, 1000 per turn",
     "sleep": "sleep(0)",
+    "sleep-watching": "sleep(0), a socket watched",
     "future": "future wake-up",
     "timer": "call_later and cancel",
     "tasks": "task spawn and gather",

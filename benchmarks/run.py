@@ -91,6 +91,8 @@ async def measure_callback(run: Run, cell: Cell, loop: str) -> dict[str, Any]:
 
 async def measure_server(run: Run, cell: Cell, loop: str) -> dict[str, Any]:
     what = ["--http", HELLO] if cell.kind == "http" else ["--size", str(cell.size)]
+    if cell.kind == "udp":
+        what.append("--datagrams")
     timing = ["--seconds", str(run.seconds), "--warmup", str(run.seconds / 5)]
     async with serving(run.cores.server, loop, cell.variant) as (server, port):
         command = [

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import loops
-from benchmarks.echo_servers import BACKLOG, SERVERS
+from benchmarks.echo_servers import BACKLOG, SERVERS, serve_datagrams
 from benchmarks.hello import serve_hello
 
 if TYPE_CHECKING:
@@ -43,10 +43,14 @@ def answer_questions(answer: Callable[[], dict[str, Any]]) -> None:
 
 
 async def serve(api: str) -> None:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    if api == "datagrams":
+        listener = socket.socket(type=socket.SOCK_DGRAM)
+        listener.bind(("127.0.0.1", 0))
+    else:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     listener.setblocking(False)
     port = listener.getsockname()[1]
-    start = serve_hello if api == "aiohttp" else SERVERS[api]
+    start = {**SERVERS, "aiohttp": serve_hello, "datagrams": serve_datagrams}[api]
     kept = await start(listener)
     print(port, flush=True)
     await asyncio.get_running_loop().create_future()

@@ -42,7 +42,7 @@ def test_every_cell_of_a_quick_run_has_a_figure(tmp_path: Path) -> None:
     assert written["left_out"] == []
     assert written["environment"]["versions"].keys() == set(LOOPS)
     kinds = [cell["benchmark"].partition("-")[0] for cell in written["cells"]]
-    assert [kinds.count(kind) for kind in ("echo", "http", "callback")] == [5, 1, 8]
+    assert [kinds.count(kind) for kind in ("echo", "udp", "http", "callback")] == [5, 1, 1, 9]
     for cell in written["cells"]:
         assert cell["loops"].keys() == set(LOOPS), cell["benchmark"]
         results = list(cell["loops"].values())
