@@ -98,6 +98,11 @@ class TLSState(StreamTransport):
 
     # ---- what it is
 
+    @property
+    def _sslcontext(self) -> ssl.SSLContext:
+        """uvloop's transports have it, and programs ask for it."""
+        return self._spoken.context
+
     def can_write_eof(self) -> bool:
         return False
 
