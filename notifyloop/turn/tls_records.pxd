@@ -10,7 +10,7 @@ cdef int OPEN, READ_WANTS_WRITE, WRITE_WANTS_READ
 cpdef receive(TransportState transport)
 @cython.locals(stage=int, crossed=int)
 cpdef take(TransportState transport)
-@cython.locals(size=Py_ssize_t, length=Py_ssize_t)
+@cython.locals(count=Py_ssize_t, eighths=Py_ssize_t)
 cpdef take_bytes(TransportState transport)
 cpdef bint deliver(TransportState transport, object data) except -1
 @cython.locals(size=Py_ssize_t, received=Py_ssize_t, count=Py_ssize_t)

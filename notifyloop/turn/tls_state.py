@@ -84,6 +84,7 @@ class TLSState(StreamTransport):
         self._dropped = 0  # bytes
         self._undeciphered: Undeciphered | None = None
         self._late = 0  # writes
+        self._eighths = 8  # of a record, to be read in one turn
         self.set_read_buffer_limits()
         super().__init__(loop, sock, protocol, None, extra, server, peername, context)
         self._direct = False
