@@ -29,7 +29,6 @@ SERVERS = {
     LIMIT: "C",
     "notifyloop": "notifyloop",
     "notifyloop, plain": "notifyloop",  # not compiled
-    "notifyloop, buffers": "notifyloop",  # with asyncio's protocol between
     "asyncio": "asyncio",
     "uvloop": "uvloop",
 }
@@ -56,10 +55,6 @@ def make_certificate(folder: Path) -> list[str]:
 
 
 def serve(kind: str, api: str, certificate: list[str]) -> None:
-    if "buffers" in kind:
-        from notifyloop.turn import tls_stream  # noqa: PLC0415
-
-        tls_stream.can_speak = lambda *_: False
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
 

@@ -23,7 +23,7 @@ from notifyloop.turn.sockets import when_writable
 if sys.platform == "win32":
     sendfile = None
 else:
-    from notifyloop.turn.sigpipe import sendfile
+    from notifyloop.unix.sigpipe import sendfile
 
 if TYPE_CHECKING:
     import socket

@@ -1,7 +1,4 @@
-"""TLS: how it begins, and what it promises. Where OpenSSL can have a connection's socket, it does: see
-`notifyloop.turn.tls_stream`. Else asyncio's protocol stands between a transport and the program's protocol, but for
-what is said here: TLS in TLS, transports that are not ours, sockets and contexts that do something of their own, and
-`start_tls()` with something before it that cannot be given back.
+"""TLS: asyncio's protocol between a transport and the program's protocol, but for what is said here.
 
 A connection has one context for all callbacks, as every transport of ours has (see `notifyloop.turn.transport`).
 
@@ -25,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import sys
 from asyncio import base_events, sslproto
 from asyncio.sslproto import SSLProtocolState
 from contextvars import Context, copy_context
@@ -34,9 +30,6 @@ from typing import TYPE_CHECKING, Any
 from notifyloop.turn.primitives import peer_of
 from notifyloop.turn.readiness import ensure_no_transport
 from notifyloop.turn.stream import StreamTransport, takes_buffers
-
-if sys.platform != "win32":
-    from notifyloop.turn import tls_stream, tls_upgrade
 
 if TYPE_CHECKING:
     import socket
@@ -104,7 +97,6 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
     _handshake_timeout_handle: asyncio.TimerHandle | None
     _state: SSLProtocolState
     _below: Any = None  # the transport, also when the connection is lost
-    ends_the_connection = True  # over which TLS is spoken, too, when its program has read all
     _unread = False  # the program's buffer was full
     _dropped = 0  # bytes
 
@@ -129,13 +121,16 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
 
     # ---- the beginning
 
-    def take_over(self, reader: Any) -> None:
+    def take_over(self, protocol: asyncio.BaseProtocol) -> None:
         """What a stream's reader has received belongs to TLS, if the peer spoke first
         (https://github.com/python/cpython/issues/142352).
         """
-        self._incoming.write(reader._buffer)
-        reader._buffer.clear()
-        reader._paused = False
+        streams = isinstance(protocol, asyncio.StreamReaderProtocol)
+        reader: Any = protocol._stream_reader if streams else None  # type: ignore[attr-defined]
+        if reader is not None and reader._buffer:
+            self._incoming.write(reader._buffer)
+            reader._buffer.clear()
+            reader._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._context = context_of(transport)
@@ -316,29 +311,6 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
         self._ssl_buffer = self._ssl_buffer_view = memoryview(b"")
 
 
-def context_or_default(
-    context: ssl.SSLContext | None, server_side: bool, server_hostname: str | None
-) -> ssl.SSLContext:
-    if context is not None:
-        return context
-    if server_side:
-        raise ValueError("Server side SSL needs a valid SSLContext")
-    context = ssl.create_default_context()
-    if not server_hostname:
-        context.check_hostname = False
-    return context
-
-
-def timeouts_or_default(handshake: float | None, shutdown: float | None) -> tuple[float, float]:
-    for name, timeout in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"{name} should be a positive number, got {timeout}")
-    return (
-        SSL_HANDSHAKE_TIMEOUT if handshake is None else handshake,
-        SSL_SHUTDOWN_TIMEOUT if shutdown is None else shutdown,
-    )
-
-
 def make_ssl_transport(
     loop: Loop,
     rawsock: socket.socket,
@@ -357,14 +329,6 @@ def make_ssl_transport(
     ensure_no_transport(loop, rawsock)
     tls: TLSProtocol | None = None
     try:
-        sslcontext = context_or_default(sslcontext, server_side, server_hostname)
-        timeouts = timeouts_or_default(ssl_handshake_timeout, ssl_shutdown_timeout)
-        if sys.platform != "win32" and tls_stream.can_speak(rawsock, sslcontext):
-            spoken = tls_stream.speak(rawsock, sslcontext, server_side, server_hostname)
-            peer = peer_of(rawsock)
-            return tls_stream.SSLStreamTransport(
-                loop, rawsock, protocol, spoken, waiter, timeouts, extra, server, peer, context
-            )
         tls = TLSProtocol(
             loop,
             protocol,
@@ -383,13 +347,6 @@ def make_ssl_transport(
         raise
     transport: asyncio.Transport = tls._app_transport
     return transport
-
-
-def received_by(protocol: asyncio.BaseProtocol) -> Any:
-    """A stream's reader that has something its program has not read yet; else None."""
-    streams = isinstance(protocol, asyncio.StreamReaderProtocol)
-    reader: Any = protocol._stream_reader if streams else None  # type: ignore[attr-defined]
-    return reader if reader is not None and reader._buffer else None
 
 
 async def start_tls(
@@ -414,23 +371,6 @@ async def start_tls(
     if transport.is_closing():
         raise ConnectionResetError(f"start_tls() on a closed transport: {transport!r}")
     waiter = loop.create_future()
-    timeouts = timeouts_or_default(ssl_handshake_timeout, ssl_shutdown_timeout)
-    if (
-        sys.platform != "win32"
-        and tls_upgrade.can_hand_over(transport)
-        and tls_stream.can_speak(transport._sock, sslcontext)
-        and not (server_side and received_by(protocol))
-    ):
-        spoken = tls_stream.speak(transport._sock, sslcontext, server_side, server_hostname)
-        successor = tls_upgrade.upgrade(transport, protocol, spoken, waiter, timeouts)
-        try:
-            await waiter
-        except BaseException:
-            successor.abort()
-            del waiter, protocol  # both keep the exception, and the exception keeps this frame
-            raise
-        successor.resume_reading()
-        return successor
     tls = TLSProtocol(
         loop,
         protocol,
@@ -447,8 +387,8 @@ async def start_tls(
     # The handshake's first bytes must not come before connection_made().
     transport.pause_reading()
     transport.set_protocol(tls)
-    if server_side and (reader := received_by(protocol)):
-        tls.take_over(reader)
+    if server_side:
+        tls.take_over(protocol)
     begin = loop.call_soon(tls.connection_made, transport)
     go_on = loop.call_soon(transport.resume_reading)
     try:

@@ -17,7 +17,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("Windows has no SIGPIPE", allow_module_level=True)
 
-from notifyloop.turn import sigpipe
+from notifyloop.unix import sigpipe
 
 PREAMBLE = """
 import asyncio, os, signal, socket, sys, tempfile, notifyloop
@@ -66,33 +66,6 @@ WAYS = {
         transport.write(b"x")
         transport.writelines([b"x", b"y"])
         assert isinstance(await protocol.lost, BrokenPipeError)
-    """,
-    "a connection over TLS": """
-        import ssl, trustme
-        authority = trustme.CA()
-        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-        authority.issue_cert("localhost").configure_cert(server)
-        authority.configure_trust(client)
-        theirs.setblocking(False)
-        accepting = loop.create_task(loop.connect_accepted_socket(Protocol, theirs, ssl=server))
-        transport, protocol = await loop.create_connection(Protocol, sock=ours, ssl=client, server_hostname="localhost")
-        other, _ = await accepting
-        transport.pause_reading()
-        other.abort()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        transport.write(b"x")
-        transport.writelines([b"x", b"y"])
-        assert isinstance(await protocol.lost, ConnectionError)
-    """,
-    "a handshake": """
-        import ssl
-        theirs.close()
-        try:
-            await loop.create_connection(Protocol, sock=ours, ssl=True, server_hostname="localhost")
-        except (OSError, ssl.SSLError):
-            return
-        raise AssertionError
     """,
     "a child's standard input": """
         process = await asyncio.create_subprocess_exec("true", stdin=-1)

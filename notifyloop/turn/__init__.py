@@ -3,7 +3,7 @@
 From below: `primitives`; `interest` and `interests`, what is wanted of descriptors; `timers`; `state`, what a turn
 hands to the next; `surface`, what all this needs of its loop; `handles`; `scheduling` and `turn`, the queue and who
 runs it; `waits` and `readiness`, who is called for a descriptor; `sockets`, the coroutines of sockets;
-`transport_state`, `transport`, `stream` and `datagram`; `sigpipe`, and `tls_stream`, a stream that speaks TLS.
+`transport_state`, `transport`, `stream` and `datagram`.
 
 A `.pxd` beside a module is for compiling it: see docs/architecture.md.
 

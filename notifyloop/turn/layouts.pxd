@@ -15,4 +15,3 @@ cdef extern from "layouts.h":
     ctypedef class notifyloop.turn.transport_state.TransportState [object TransportStruct, check_size error]:
         cdef object _address, _buffer, _buffer_size, _buffered_protocol, _cancelled, _closing, _conn_lost, _context
         cdef object _direct, _eighths, _empty_waiter, _eof, _largest, _loop, _paused, _peername, _protocol, _sock
-        cdef object _crossed, _ended, _stage, _tls

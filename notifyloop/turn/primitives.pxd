@@ -14,6 +14,5 @@ cdef extern from "primitives.h":
     object receive "notifyloop_receive" (object sock, Py_ssize_t size)
     Py_ssize_t receive_into "notifyloop_receive_into" (object sock, object buffer) except -2
     object receive_from "notifyloop_receive_from" (object sock, Py_ssize_t size)
-    int peek "notifyloop_peek" (object sock) except -2
     Py_ssize_t send "notifyloop_send" (object sock, object data) except -1
     bint send_to "notifyloop_send_to" (object sock, object data, object address) except -1

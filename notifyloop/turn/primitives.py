@@ -33,7 +33,6 @@ __all__ = [
     "family_of",
     "getrefcount",
     "leave_out",
-    "peek",
     "peer_of",
     "receive",
     "receive_from",
@@ -154,14 +153,6 @@ def send_to(sock: Any, data: Any, address: Any) -> bool:
     except (BlockingIOError, InterruptedError):
         return False
     return True
-
-
-def peek(sock: Any) -> int:
-    """What there is to receive: something (1), the end (0), or nothing yet (-1). Raises OSError."""
-    try:
-        return len(sock.recv(1, socket.MSG_PEEK))
-    except (BlockingIOError, InterruptedError):
-        return -1
 
 
 def family_of(sock: socket.socket) -> int:

@@ -69,15 +69,6 @@ def send_without_delay(sock: socket.socket) -> None:
         sock.setsockopt(TCP, socket.TCP_NODELAY, 1)
 
 
-def detach(server: Any, transport: StreamTransport) -> None:
-    """Tell the server, if there is one, that a connection of its is no more."""
-    if server is not None:
-        if SERVER_COUNTS_TRANSPORTS:
-            server._detach(transport)
-        else:
-            server._detach()
-
-
 def pause_reading(transport: StreamTransport) -> None:
     if transport._closing or transport._paused:
         return
@@ -413,7 +404,11 @@ class StreamTransport(SocketTransport):
 
     def _detach(self) -> None:
         server, self._server = self._server, None
-        detach(server, self)
+        if server is not None:
+            if SERVER_COUNTS_TRANSPORTS:
+                server._detach(self)
+            else:
+                server._detach()
 
     def _let_go(self) -> None:
         super()._let_go()

@@ -22,9 +22,7 @@ __all__ = ["TransportState"]
 
 
 class TransportState(_FlowControlMixin, asyncio.Transport):
-    """What the transport of a socket keeps. What only one kind has is here, too, so that there is one layout, and what
-    those that speak TLS ask of each record.
-    """
+    """What the transport of a socket keeps. What only one kind has is here, too, so that there is one layout."""
 
     __slots__ = (
         "__dict__",  # empty, unless somebody replaces a method: tests do
@@ -37,11 +35,9 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
         "_closing",
         "_conn_lost",
         "_context",
-        "_crossed",
         "_direct",
         "_eighths",
         "_empty_waiter",
-        "_ended",
         "_eof",
         "_interest",
         "_largest",
@@ -51,8 +47,6 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
         "_server",
         "_sock",
         "_sock_fd",
-        "_stage",
-        "_tls",
     )
 
     # Whatever looks at handles in debug mode finds these.
@@ -67,11 +61,9 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
     _closing: bool
     _conn_lost: int
     _context: Context
-    _crossed: int
     _direct: bool
     _eighths: int
     _empty_waiter: asyncio.Future[None] | None
-    _ended: bool
     _eof: bool
     _extra: dict[str, Any] | None
     _high_water: int
@@ -86,5 +78,3 @@ class TransportState(_FlowControlMixin, asyncio.Transport):
     _server: Any
     _sock: Any
     _sock_fd: int
-    _stage: int
-    _tls: Any

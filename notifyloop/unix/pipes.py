@@ -28,10 +28,10 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from notifyloop.turn.readiness import add_reader, add_writer, remove_reader, remove_writer, watch_the_end
-from notifyloop.turn.sigpipe import write
 from notifyloop.turn.stream import feed, takes_buffers
 from notifyloop.turn.transport import LATE_WRITES
 from notifyloop.unix.nonblocking import NonBlocking
+from notifyloop.unix.sigpipe import write
 
 if TYPE_CHECKING:
     from typing import Any

@@ -124,13 +124,6 @@ def test_programs(program: Program) -> None:
     compare(Machine(program, stock).execute(), Machine(program, ours).execute())
 
 
-@pytest.fixture
-def buffers_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No socket is left to OpenSSL, which reads and writes in other pieces and turns: tests/tls has what it must do."""
-    monkeypatch.setattr("notifyloop.turn.tls_stream.can_speak", lambda *_: False)
-
-
-@pytest.mark.usefixtures("buffers_between")
 @given(tls_programs())
 @tries(10)
 def test_programs_with_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext], program: Program) -> None:

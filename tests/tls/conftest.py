@@ -6,41 +6,14 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import sys
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import pytest
 
-import notifyloop
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
-
-    Factories = Mapping[str, Callable[[], asyncio.AbstractEventLoop]]
+    from collections.abc import Iterator
 
 CHUNK = 64 * 1024
-
-
-class WithBuffers(notifyloop.NotifyLoop):
-    """A loop of ours that leaves no socket to OpenSSL, as on Windows, and as it does with what is not its own."""
-
-    def _make_ssl_transport(self, *arguments: Any, **options: Any) -> asyncio.Transport:
-        with patch("notifyloop.turn.tls_stream.can_speak", new=lambda *_: False):
-            return super()._make_ssl_transport(*arguments, **options)
-
-    async def start_tls(self, *arguments: Any, **options: Any) -> Any:
-        starting = super().start_tls(*arguments, **options)
-        del arguments  # an exception has this frame, and what is here may have the exception
-        with patch("notifyloop.turn.tls_stream.can_speak", new=lambda *_: False):
-            return await starting
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_asyncio_loop_factories() -> Generator[None, Factories, Factories]:
-    """Those of all tests, and our other way."""
-    factories = yield
-    return factories if sys.platform == "win32" else {**factories, "notifyloop with buffers": WithBuffers}
 
 
 class Peer:

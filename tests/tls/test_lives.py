@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import sys
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 SIZES = [1, 100, 20_000, 200_000]  # of what is written at once
-OURS = ["notifyloop"] if sys.platform == "win32" else ["notifyloop", "notifyloop with buffers"]
 PATIENCE = 20_000  # turns: more than a small buffer needs for all that is sent
 
 
@@ -128,7 +126,7 @@ class Partner:
                 self.sock.shutdown(socket.SHUT_WR)
 
 
-@pytest.mark.asyncio(loop_factories=OURS)  # the other tests say what asyncio and uvloop lose
+@pytest.mark.asyncio(loop_factories=["notifyloop"])  # the other tests say what asyncio and uvloop lose
 @pytest.mark.parametrize("seed", range(60))
 async def test_a_life(ours: socket.socket, peer: Any, tls: Contexts, seed: int) -> None:
     chance = Random(seed)

@@ -27,7 +27,6 @@ ASYNCIO_LOSES_IT = pytest.mark.differs(
 UVLOOP_WAITS = pytest.mark.differs(
     uvloop="0.23.0", reason="waits for it for ever: https://github.com/MagicStack/uvloop/issues/707", run=False
 )
-OURS = ["notifyloop"] if sys.platform == "win32" else ["notifyloop", "notifyloop with buffers"]
 TURNS = 10  # more than anything takes that does not wait for the peer
 
 
@@ -96,7 +95,7 @@ async def test_data_in_one_segment_with_the_end_of_the_handshake(ours: socket.so
     await protocol.lost
 
 
-@pytest.mark.asyncio(loop_factories=OURS)  # the others subtract None from a time (CPython 3.13, uvloop 0.22)
+@pytest.mark.asyncio(loop_factories=["notifyloop"])  # the others subtract None from a time (CPython 3.13, uvloop 0.22)
 async def test_debug_mode_begins_in_the_midst_of_a_handshake(ours: socket.socket, peer: Any, tls: Contexts) -> None:
     server, client = tls
     peer.speak(client, server_side=False)

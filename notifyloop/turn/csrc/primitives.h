@@ -75,7 +75,7 @@ static inline PyObject *notifyloop_in_python(const char *name) {
 static inline PyObject *notifyloop_by_python(const char *name, PyObject *sock, PyObject *first, PyObject *second) {
     PyObject *function = notifyloop_in_python(name), *result;
     Py_INCREF(sock); /* which whoever called may have from a field */
-    result = function == NULL || PyErr_Occurred() ? NULL : PyObject_CallFunctionObjArgs(function, sock, first, second, NULL);
+    result = function == NULL || first == NULL ? NULL : PyObject_CallFunctionObjArgs(function, sock, first, second, NULL);
     Py_DECREF(sock);
     Py_XDECREF(function);
     return result;
@@ -231,21 +231,6 @@ static inline PyObject *notifyloop_receive_from(PyObject *sock, Py_ssize_t size)
     Py_XDECREF(data);
     Py_XDECREF(sender);
     return both;
-}
-
-static inline int notifyloop_peek(PyObject *sock) {
-    int descriptor = notifyloop_descriptor(sock);
-    char byte;
-    Py_ssize_t count;
-    PyObject *number;
-    if (descriptor >= 0) {
-        count = recv(descriptor, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-        return count >= 0 ? (int)count : notifyloop_would_block() ? -1 : -2;
-    }
-    number = notifyloop_by_python("peek", sock, NULL, NULL);
-    count = number == NULL ? -2 : PyLong_AsSsize_t(number);
-    Py_XDECREF(number);
-    return (int)count;
 }
 
 static inline Py_ssize_t notifyloop_send(PyObject *sock, PyObject *data) {

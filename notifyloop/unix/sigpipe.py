@@ -3,8 +3,8 @@
 Python ignores SIGPIPE, and a write fails with EPIPE. Command line tools take the default back, to end quietly in a
 shell's pipeline, and then the kernel ends the whole process for one connection that was lost.
 
-A socket can be told for each call (MSG_NOSIGNAL), a pipe cannot, nor can OpenSSL, which writes for itself: there the
-signal is held back in this thread, which is the one that gets it, and taken away if the write has failed.
+A socket can be told for each call (MSG_NOSIGNAL), a pipe cannot: there the signal is held back in this thread, which is
+the one that gets it, and taken away if the write has failed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,14 @@ assert sys.platform != "win32"
 
 import os
 import signal
-from _signal import getsignal  # type: ignore[import-not-found]  # without the price of an enumeration's member
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["DEADLY", "action", "sendfile", "unkilled", "write"]
+__all__ = ["sendfile", "write"]
 
-Result = TypeVar("Result")
-
-action = partial(getsignal, int(signal.SIGPIPE))  # what the signal does
-DEADLY = int(signal.SIG_DFL)
 SIGPIPE = {signal.SIGPIPE}
 
 
@@ -42,15 +36,14 @@ def sendfile(out_fd: int, in_fd: int, offset: int, count: int) -> int:
     return unkilled(os.sendfile, out_fd, in_fd, offset, count)
 
 
-def unkilled(write: Callable[..., Result], *arguments: Any) -> Result:
-    """Call what writes. OpenSSL may have written, and failed, when it says something else."""
-    if action() != DEADLY:
+def unkilled(write: Callable[..., int], *arguments: Any) -> int:
+    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_DFL:
         return write(*arguments)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # first, for an interrupt may come in between
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGPIPE)
         return write(*arguments)
-    except OSError:
+    except BrokenPipeError:
         if signal.SIGPIPE not in mask:
             signal.sigtimedwait(SIGPIPE, 0)
         raise
