@@ -88,6 +88,17 @@ def test_datagrams_arrive_whole_and_in_order(loop: Loop) -> None:
     run(loop, main())
 
 
+@pytest.mark.differs(uvloop="0.23.0", reason="says nothing", run=False)
+def test_a_datagram_for_nobody_ends_an_endpoint_without_a_peer(loop: Loop) -> None:
+    async def main() -> None:
+        loop.set_exception_handler(lambda loop, context: None)
+        transport, received = await endpoint(local_addr=LOCAL)
+        transport.sendto(b"x")
+        assert isinstance(await received.lost, TypeError)
+
+    run(loop, main())
+
+
 def test_a_flood_of_datagrams_leaves_room_for_others(notify_loop: notifyloop.NotifyLoop) -> None:
     """What is queued for one socket is taken in portions: between them others have their turn."""
 

@@ -97,10 +97,12 @@ def is_peer(peer: Any, addr: Any) -> bool:
 def send(transport: DatagramTransport, data: bytes | bytearray | memoryview, addr: Any) -> bool:
     """Returns whether this datagram is done with, sent or not; False if the socket would block."""
     try:
-        # Where there is a peer's name, it is connected; "" is a Unix socket without a name.
-        return primitives.send_to(
-            transport._sock, data, (addr or transport._address) if transport._peername is None else None
-        )
+        if transport._peername is not None:  # it is connected; "" is a Unix socket without a name
+            return primitives.send_to(transport._sock, data, None)
+        address = addr or transport._address
+        if address is None:
+            transport._sock.sendto(data, None)  # raises what says that there must be one
+        return primitives.send_to(transport._sock, data, address)
     except OSError as error:
         transport._protocol.error_received(error)
     except (SystemExit, KeyboardInterrupt):
