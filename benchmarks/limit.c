@@ -97,16 +97,6 @@ static void send_rest(struct connection *c) {
     }
 }
 
-static void answer(void) {
-    char line[64];
-    double user, system;
-    if (read(STDIN_FILENO, line, sizeof line) <= 0)
-        exit(0);
-    processor_time(&user, &system);
-    printf("{\"user\": %.6f, \"system\": %.6f}\n", user, system);
-    fflush(stdout);
-}
-
 int main(int count, char **arguments) {
     bool datagrams = count > 1 && strcmp(arguments[1], "datagrams") == 0;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

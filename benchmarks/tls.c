@@ -121,16 +121,6 @@ static int echo(struct connection *c) {
     return going;
 }
 
-static void answer(void) {
-    char line[64];
-    double user, system;
-    if (read(STDIN_FILENO, line, sizeof line) <= 0)
-        exit(0);
-    processor_time(&user, &system);
-    printf("{\"user\": %.6f, \"system\": %.6f}\n", user, system);
-    fflush(stdout);
-}
-
 static void serve(SSL_CTX *context) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof address;

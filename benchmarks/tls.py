@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.echo_servers import BACKLOG, EchoProtocol, echo_stream
 from benchmarks.loops import factory
+from benchmarks.server import processor_time
 
 KIB = 1024
 SOURCE = Path(__file__).with_name("tls.c")
@@ -69,16 +70,13 @@ def serve(kind: str, api: str, certificate: list[str]) -> None:
         ended = loop.create_future()
 
         def answer() -> None:
-            import resource  # noqa: PLC0415
-
             if not sys.stdin.readline():
                 loop.remove_reader(0)
                 ended.set_result(None)
                 return
-            used = resource.getrusage(resource.RUSAGE_SELF)
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            memory = pages * resource.getpagesize()
-            print(json.dumps({"user": used.ru_utime, "system": used.ru_stime, "memory": memory}), flush=True)
+            memory = pages * os.sysconf("SC_PAGE_SIZE")
+            print(json.dumps(processor_time() | {"memory": memory}), flush=True)
 
         loop.add_reader(0, answer)
         await ended

@@ -213,4 +213,5 @@ def begin_wait(
 
 
 def end_wait(wait: Wait) -> None:
+    """As a function, for compiled coroutines do not know of what kind their variables are."""
     wait.end()
