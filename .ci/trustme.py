@@ -51,13 +51,15 @@ class CA:
     def configure_trust(self, context: ssl.SSLContext) -> None:
         context.load_verify_locations(cadata=self._certificate)
 
-    def issue_cert(self, name: str) -> LeafCert:
+    def issue_cert(self, name: str, *, common_name: str | None = None) -> LeafCert:
+        subject = "/O=tests" if common_name is None else f"/O=tests/CN={common_name}"
+        kind = "email" if "@" in name else "DNS"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             (folder / "ca.key").write_text(self._key)
             (folder / "ca.pem").write_text(self._certificate)
-            (folder / "names").write_text(f"subjectAltName=DNS:{name}\n")
-            openssl(folder, "req", *NEW_KEY, "-subj", "/O=tests", "-keyout", "key.pem", "-out", "request.pem")
+            (folder / "names").write_text(f"subjectAltName={kind}:{name}\n")
+            openssl(folder, "req", *NEW_KEY, "-subj", subject, "-keyout", "key.pem", "-out", "request.pem")
             signed = ("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
             openssl(folder, *signed, "-days", "7", "-extfile", "names", "-out", "certificate.pem")
             return LeafCert((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
