@@ -14,4 +14,5 @@ cdef extern from "layouts.h":
 
     ctypedef class notifyloop.turn.transport_state.TransportState [object TransportStruct, check_size error]:
         cdef object _address, _buffer, _buffer_size, _buffered_protocol, _cancelled, _closing, _conn_lost, _context
-        cdef object _direct, _eighths, _empty_waiter, _eof, _largest, _loop, _paused, _peername, _protocol, _sock
+        cdef object _direct, _eighths, _empty_waiter, _eof, _extra, _high_water, _interest, _largest, _loop, _low_water
+        cdef object _paused, _peername, _protocol, _protocol_paused, _server, _sock, _sock_fd

@@ -3,9 +3,29 @@ cimport cython
 from notifyloop.turn cimport primitives
 from notifyloop.turn.layouts cimport TransportState
 
+from notifyloop.turn.transport cimport begin, start_reading, stop_reading
+from notifyloop.turn.transport cimport release as release_socket
+
 cdef Py_ssize_t RECEIVE
+cdef bint SERVER_COUNTS_TRANSPORTS
 
 
+cpdef take(
+    TransportState transport,
+    object loop,
+    object sock,
+    object protocol,
+    object waiter=*,
+    object extra=*,
+    object server=*,
+    object peername=*,
+    object context=*,
+)
+cpdef set_protocol(TransportState transport, object protocol)
+cpdef bint takes_buffers(object protocol) except -1
+cpdef read_eof(TransportState transport)
+cpdef release(TransportState transport)
+cdef detach(TransportState transport)
 cpdef pause_reading(TransportState transport)
 cpdef resume_reading(TransportState transport)
 cpdef receive(TransportState transport)

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from notifyloop.turn import primitives
 from notifyloop.turn.primitives import INTERNET, RECEIVE, TCP, family_of, send_many
-from notifyloop.turn.transport import LATE_WRITES, Reader, SocketTransport
+from notifyloop.turn.transport import LATE_WRITES, Reader, SocketTransport, begin, start_reading, stop_reading
+from notifyloop.turn.transport import release as release_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,17 +70,52 @@ def send_without_delay(sock: socket.socket) -> None:
         sock.setsockopt(TCP, socket.TCP_NODELAY, 1)
 
 
+def take(
+    transport: StreamTransport,
+    loop: Loop,
+    sock: socket.socket,
+    protocol: asyncio.BaseProtocol,
+    waiter: asyncio.Future[None] | None = None,
+    extra: dict[str, Any] | None = None,
+    server: base_events.Server | None = None,
+    peername: Any = None,
+    context: Context | None = None,
+) -> None:
+    """A connection's socket, for its protocol, whose `connection_made` is called in the next turn."""
+    transport._server = None  # __del__ looks, also when this fails
+    transport._sock = None
+    send_without_delay(sock)  # first: if it fails, nothing has been taken yet
+    begin(transport, loop, sock, protocol, extra, peername, context)
+    transport._direct = True  # a write goes to the socket: nothing stands before it, and it is not too late
+    transport._paused = 0  # in which turn
+    transport._eof = False
+    transport._empty_waiter = None
+    transport._server = server
+    if server is not None:
+        if SERVER_COUNTS_TRANSPORTS:
+            server._attach(transport)  # type: ignore[attr-defined]
+        else:
+            server._attach()  # type: ignore[attr-defined]
+    chosen = transport._context
+    loop.call_soon(transport._begin, waiter, context=chosen)
+
+
+def set_protocol(transport: StreamTransport, protocol: asyncio.BaseProtocol) -> None:
+    transport._protocol = protocol
+    transport._buffered_protocol = takes_buffers(protocol)
+
+
 def pause_reading(transport: StreamTransport) -> None:
     if transport._closing or transport._paused:
         return
     transport._paused = transport._loop._turn.iterations or 1
-    transport._stop_reading()
+    stop_reading(transport)
 
 
 def resume_reading(transport: StreamTransport) -> None:
     if transport._closing or not transport._paused:
         return
-    transport._start_reading(Reader(transport) if transport._paused == transport._loop._turn.iterations else None)
+    start_reading(transport, Reader(transport) if transport._paused == transport._loop._turn.iterations else None)
     transport._paused = 0  # last: whom an interrupt keeps from it calls again
 
 
@@ -134,6 +170,22 @@ def receive_into_protocol(transport: StreamTransport) -> None:
         raise
     except BaseException as error:
         transport._fatal_error(error, "Fatal error: protocol.buffer_updated() call failed.")
+
+
+def read_eof(transport: StreamTransport) -> None:
+    if transport._loop._debug:
+        logger.debug("%r received EOF", transport)
+    try:
+        keep_open = transport._protocol.eof_received()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        transport._fatal_error(error, "Fatal error: protocol.eof_received() call failed.")
+        return
+    if not keep_open:
+        transport.close()
+    elif not transport._closing:
+        transport._stop_reading()  # there is nothing more to read; writing goes on
 
 
 def write(transport: StreamTransport, data: Data) -> None:
@@ -264,6 +316,26 @@ def not_sent(transport: StreamTransport, error: BaseException) -> int:
     return 0
 
 
+def release(transport: StreamTransport) -> None:
+    waiter = transport._empty_waiter
+    try:
+        release_socket(transport)
+    finally:
+        detach(transport)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+
+def detach(transport: StreamTransport) -> None:
+    server = transport._server
+    transport._server = None
+    if server is not None:
+        if SERVER_COUNTS_TRANSPORTS:
+            server._detach(transport)
+        else:
+            server._detach()
+
+
 class StreamTransport(SocketTransport):
     """A connected stream socket; made by the loop's connection and server methods."""
 
@@ -272,36 +344,8 @@ class StreamTransport(SocketTransport):
     _start_tls_compatible = True
     _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
 
-    def __init__(
-        self,
-        loop: Loop,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        waiter: asyncio.Future[None] | None = None,
-        extra: dict[str, Any] | None = None,
-        server: base_events.Server | None = None,
-        peername: Any = None,
-        context: Context | None = None,
-    ) -> None:
-        self._server: Any = None  # __del__ looks, also when this fails
-        self._sock = None
-        send_without_delay(sock)  # first: if it fails, nothing has been taken yet
-        super().__init__(loop, sock, protocol, extra, peername, context)
-        self._direct = True  # a write goes to the socket: nothing stands before it, and it is not too late
-        self._paused = 0  # in which turn
-        self._eof = False
-        self._empty_waiter: asyncio.Future[None] | None = None
-        self._server = server
-        if server is not None:
-            if SERVER_COUNTS_TRANSPORTS:
-                server._attach(self)  # type: ignore[attr-defined]
-            else:
-                server._attach()  # type: ignore[attr-defined]
-        loop.call_soon(self._begin, waiter, context=self._context)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = protocol
-        self._buffered_protocol = takes_buffers(protocol)
+    __init__ = take
+    set_protocol = set_protocol
 
     def is_reading(self) -> bool:
         return not self._closing and not self._paused
@@ -315,20 +359,7 @@ class StreamTransport(SocketTransport):
     resume_reading = resume_reading
     _run = receive
 
-    def _read_eof(self) -> None:
-        if self._loop.get_debug():
-            logger.debug("%r received EOF", self)
-        try:
-            keep_open = self._protocol.eof_received()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._fatal_error(error, "Fatal error: protocol.eof_received() call failed.")
-            return
-        if not keep_open:
-            self.close()
-        elif not self._closing:
-            self._stop_reading()  # there is nothing more to read; writing goes on
+    _read_eof = read_eof
 
     # ---- sending
 
@@ -390,26 +421,8 @@ class StreamTransport(SocketTransport):
 
     # ---- the end
 
-    def _leave(self) -> None:
-        self._direct = False
-        super()._leave()
-
-    def _release(self) -> None:
-        try:
-            super()._release()
-        finally:
-            self._detach()
-            if self._empty_waiter is not None and not self._empty_waiter.done():
-                self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
-
-    def _detach(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            if SERVER_COUNTS_TRANSPORTS:
-                server._detach(self)
-            else:
-                server._detach()
+    _release = release
 
     def _let_go(self) -> None:
         super()._let_go()
-        self._detach()
+        detach(self)

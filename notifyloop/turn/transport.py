@@ -98,7 +98,8 @@ class Writer:
         return f"<{type(self).__name__} of {self._transport!r}>"
 
 
-# Methods that streams call for each message.
+# What is called for each message or each connection is a function here, and a method below: compiled, a function knows
+# where a transport keeps what it has, and a method would have to ask.
 
 
 def is_closing(transport: SocketTransport) -> bool:
@@ -107,6 +108,176 @@ def is_closing(transport: SocketTransport) -> bool:
 
 def get_write_buffer_size(transport: SocketTransport) -> int:
     return transport._buffer_size
+
+
+# ---- the beginning
+
+
+def begin(
+    transport: SocketTransport,
+    loop: Loop,
+    sock: socket.socket,
+    protocol: asyncio.BaseProtocol,
+    extra: dict[str, Any] | None = None,
+    peername: Any = None,
+    context: Context | None = None,
+) -> None:
+    """Raises RuntimeError if the socket is another transport's, ValueError if it is closed."""
+    transport._sock = None  # __del__ looks, also when this fails
+    transport._loop = loop
+    transport._extra = extra
+    transport._interest = adopt(loop, sock, transport)
+    transport._sock = sock
+    if issubclass(type(sock), TrueSocket):  # others close as they like
+        sock._io_refs += 1  # type: ignore[attr-defined]
+    transport._sock_fd = sock.fileno()
+    transport._context = copy_context() if context is None else context
+    transport._peername = peername  # kept: once the peer is gone, the system does not know it any more
+    transport._protocol_paused = False
+    transport._high_water = HIGH_WATER
+    transport._low_water = LOW_WATER
+    transport._buffer = ()  # a deque only while there is something in it
+    transport._buffer_size = 0
+    transport._conn_lost = 0  # then counts writes that come too late
+    transport._closing = False
+    transport._cancelled = True  # as a handle: it does not receive
+    transport.set_protocol(protocol)
+
+
+def connect(transport: SocketTransport, waiter: asyncio.Future[None] | None) -> None:
+    """Tell the protocol of the connection, and whoever waits."""
+    try:
+        transport._protocol.connection_made(transport)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        transport._loop.call_exception_handler(
+            {
+                "message": "Exception in callback connection_made",
+                "exception": error,
+                "transport": transport,
+                "protocol": transport._protocol,
+            }
+        )
+    finally:
+        go_on(transport, waiter)
+
+
+def go_on(transport: SocketTransport, waiter: asyncio.Future[None] | None) -> None:
+    """The second step, of which an interrupt must not rob a connection."""
+    try:
+        if transport.is_reading():
+            start_reading(transport)
+        if waiter is not None and not waiter.cancelled():
+            waiter.set_result(None)
+    except BaseException:
+        loop, context = transport._loop, transport._context
+        loop.call_soon(transport._go_on, waiter, context=context)
+        raise
+
+
+def get_extra_info(transport: SocketTransport, name: str, default: Any = None) -> Any:
+    """As asyncio's: "socket", "sockname" and "peername", found out when first asked for."""
+    extra = transport._extra
+    if extra is None:
+        extra = transport._extra = {"peername": transport._peername} if transport._peername else {}
+    sock = transport._sock
+    if name not in extra and sock is not None:
+        try:
+            if name == "socket":
+                extra[name] = trsock.TransportSocket(sock)
+            elif name == "sockname":
+                extra[name] = sock.getsockname()
+            elif name == "peername":
+                extra[name] = sock.getpeername()
+        except OSError:
+            extra[name] = None
+    return extra.get(name, default)
+
+
+# ---- readiness
+
+
+def start_reading(transport: SocketTransport, reader: Reader | None = None) -> None:
+    interest = transport._interest
+    if reader is None:
+        transport._cancelled = False
+        interest.reader = transport
+    else:
+        interest.reader = reader
+    want(transport, interest.events | EVENT_READ)
+
+
+def stop_reading(transport: SocketTransport) -> None:
+    interest = transport._interest
+    transport._cancelled = True
+    interest.reader = None
+    want(transport, interest.events & ~EVENT_READ)
+
+
+def want(transport: SocketTransport, events: int) -> None:
+    """Raises RuntimeError if that is more than before and the loop is closed, as in asyncio."""
+    interest, loop = transport._interest, transport._loop
+    if events & ~interest.events:
+        loop._check_closed()
+    elif loop._closed:
+        return
+    loop._turn.interests.want(interest, events)
+
+
+# ---- the end
+
+
+def close(transport: SocketTransport) -> None:
+    if transport._closing:
+        return
+    transport._closing = True
+    if transport._buffer:
+        stop_reading(transport)
+    else:
+        lose(transport, None)
+
+
+def leave(transport: SocketTransport) -> None:
+    """Neither receive nor send any more."""
+    transport._conn_lost += 1
+    transport._cancelled = True
+    transport._direct = False
+    loop, interest = transport._loop, transport._interest
+    rest(loop, interest)
+
+
+def lose(transport: SocketTransport, error: BaseException | None) -> None:
+    leave(transport)
+    loop, context = transport._loop, transport._context
+    loop.call_soon(transport._call_connection_lost, error, context=context)
+
+
+def call_connection_lost(transport: SocketTransport, error: BaseException | None) -> None:
+    try:
+        transport._protocol.connection_lost(error)
+    finally:
+        transport._release()
+
+
+def release(transport: SocketTransport) -> None:
+    try:
+        close_socket(transport)
+    finally:  # it is closed, also if that has raised
+        transport._protocol = None
+        transport._loop = None  # type: ignore[assignment]
+
+
+def close_socket(transport: SocketTransport) -> None:
+    for name in ("socket", "sockname", "peername"):  # it may be asked later, when the system has forgotten
+        transport.get_extra_info(name)
+    loop, interest = transport._loop, transport._interest
+    forget(loop, interest)
+    sock = transport._sock
+    transport._sock = None
+    if issubclass(type(sock), TrueSocket):
+        sock._io_refs -= 1
+    sock.close()
 
 
 class SocketTransport(TransportState):
@@ -120,81 +291,13 @@ class SocketTransport(TransportState):
     _run: Callable[[], None]
     _write_ready: Callable[[], None]
 
-    def __init__(
-        self,
-        loop: Loop,
-        sock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        extra: dict[str, Any] | None = None,
-        peername: Any = None,
-        context: Context | None = None,
-    ) -> None:
-        self._sock: Any = None  # __del__ looks, also when this fails
-        self._loop = loop
-        self._extra = extra
-        self._interest = adopt(loop, sock, self)
-        self._sock = sock
-        if issubclass(type(sock), TrueSocket):  # others close as they like
-            sock._io_refs += 1  # type: ignore[attr-defined]
-        self._sock_fd = sock.fileno()
-        self._context = copy_context() if context is None else context
-        self._peername = peername  # kept: once the peer is gone, the system does not know it any more
-        self._protocol_paused = False
-        self._high_water = HIGH_WATER
-        self._low_water = LOW_WATER
-        self._buffer: deque[Any] | tuple[()] = ()  # a deque only while there is something in it
-        self._buffer_size = 0
-        self._conn_lost = 0  # then counts writes that come too late
-        self._closing = False
-        self._cancelled = True  # as a handle: it does not receive
-        self.set_protocol(protocol)
-
-    def _begin(self, waiter: asyncio.Future[None] | None) -> None:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._loop.call_exception_handler(
-                {
-                    "message": "Exception in callback connection_made",
-                    "exception": error,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
-        finally:
-            self._go_on(waiter)
-
-    def _go_on(self, waiter: asyncio.Future[None] | None) -> None:
-        """The second step, of which an interrupt must not rob a connection."""
-        try:
-            if self.is_reading():
-                self._start_reading()
-            if waiter is not None and not waiter.cancelled():
-                waiter.set_result(None)
-        except BaseException:
-            self._loop.call_soon(self._go_on, waiter, context=self._context)
-            raise
+    __init__ = begin
+    _begin = connect
+    _go_on = go_on
 
     # ---- what it is
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As asyncio's: "socket", "sockname" and "peername", found out when first asked for."""
-        extra = self._extra
-        if extra is None:
-            extra = self._extra = {"peername": self._peername} if self._peername else {}
-        if name not in extra and self._sock is not None:
-            try:
-                if name == "socket":
-                    extra[name] = trsock.TransportSocket(self._sock)
-                elif name == "sockname":
-                    extra[name] = self._sock.getsockname()
-                elif name == "peername":
-                    extra[name] = self._sock.getpeername()
-            except OSError:
-                extra[name] = None
-        return extra.get(name, default)
+    get_extra_info = get_extra_info
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
@@ -216,24 +319,9 @@ class SocketTransport(TransportState):
 
     # ---- readiness
 
-    def _start_reading(self, reader: Reader | None = None) -> None:
-        if reader is None:
-            self._cancelled = False
-        self._interest.reader = reader or self
-        self._want(self._interest.events | EVENT_READ)
-
-    def _stop_reading(self) -> None:
-        self._cancelled = True
-        self._interest.reader = None
-        self._want(self._interest.events & ~EVENT_READ)
-
-    def _want(self, events: int) -> None:
-        """Raises RuntimeError if that is more than before and the loop is closed, as in asyncio."""
-        if events & ~self._interest.events:
-            self._loop._check_closed()
-        elif self._loop._closed:
-            return
-        self._loop._turn.interests.want(self._interest, events)
+    _start_reading = start_reading
+    _stop_reading = stop_reading
+    _want = want
 
     def _call(self, callback: Callable[[], None]) -> None:
         """In the connection's context. What it raises is reported."""
@@ -277,14 +365,7 @@ class SocketTransport(TransportState):
 
     # ---- the end
 
-    def close(self) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        if self._buffer:
-            self._stop_reading()
-        else:
-            self._lose(None)
+    close = close
 
     def abort(self) -> None:
         self._force_close(None)
@@ -297,15 +378,10 @@ class SocketTransport(TransportState):
         self._buffer_size = 0
         self._lose(error)
 
-    def _leave(self) -> None:
-        """Neither receive nor send any more."""
-        self._conn_lost += 1
-        self._cancelled = True
-        rest(self._loop, self._interest)
-
-    def _lose(self, error: BaseException | None) -> None:
-        self._leave()
-        self._loop.call_soon(self._call_connection_lost, error, context=self._context)
+    _leave = leave
+    _lose = lose
+    _call_connection_lost = call_connection_lost
+    _release = release
 
     def _end(self, error: BaseException | None) -> None:
         """As the last of what was to be sent has been sent, in the connection's context."""
@@ -336,32 +412,10 @@ class SocketTransport(TransportState):
             )
         self._force_close(error)
 
-    def _call_connection_lost(self, error: BaseException | None) -> None:
-        try:
-            self._protocol.connection_lost(error)
-        finally:
-            self._release()
-
-    def _release(self) -> None:
-        try:
-            self._close_socket()
-        finally:  # it is closed, also if that has raised
-            self._protocol = None
-            self._loop = None  # type: ignore[assignment]
-
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if self._sock is not None:
             _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             finalize(self._loop, self._let_go)
 
     def _let_go(self) -> None:
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        for name in ("socket", "sockname", "peername"):  # it may be asked later, when the system has forgotten
-            self.get_extra_info(name)
-        forget(self._loop, self._interest)
-        sock, self._sock = self._sock, None
-        if issubclass(type(sock), TrueSocket):
-            sock._io_refs -= 1
-        sock.close()
+        close_socket(self)
