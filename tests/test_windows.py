@@ -1049,16 +1049,16 @@ def test_a_connection_that_is_accepted_without_an_address(
     notify_loop: NotifyLoop, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     """As that of a client who was gone before, in newer versions of wine."""
-    from notifyloop import connections  # noqa: PLC0415
+    from notifyloop.turn import listener  # noqa: PLC0415
 
     loop, complaints, peernames = notify_loop, [], []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
-    accept = connections.accept
+    accept = listener.accept
 
     def accept_without_address(sock: Any) -> tuple[Any, None]:
         return accept(sock)[0], None
 
-    monkeypatch.setattr(connections, "accept", accept_without_address)
+    monkeypatch.setattr(listener, "accept", accept_without_address)
 
     class Served(Ends):
         def connection_made(self, transport: Any) -> None:

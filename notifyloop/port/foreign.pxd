@@ -19,6 +19,13 @@ cdef extern from *:
         return value;
     }
 
+    static inline PyObject *notifyloop_pack(
+        unsigned long long descriptor, unsigned long long key, unsigned int events, unsigned int operation, unsigned int trigger) {
+        struct { uintptr_t socket; uintptr_t key; uint16_t events; uint8_t operation; uint8_t trigger; uint32_t result; }
+            registration = {descriptor, key, events, operation, trigger, 0};
+        return PyBytes_FromStringAndSize((const char *)&registration, sizeof registration);
+    }
+
     static inline PyObject *notifyloop_unpack(PyObject *words, unsigned long long address, Py_ssize_t count) {
         const int64_t *word = (const int64_t *)(uintptr_t)address;
         PyObject *numbers = PyTuple_New(count), *number;
@@ -33,4 +40,6 @@ cdef extern from *:
     """
     long long process "notifyloop_process" (
         object function, object call, unsigned long long address, unsigned long long address_of_call) except? -1
+    bytes pack "notifyloop_pack" (
+        unsigned long long descriptor, unsigned long long key, unsigned int events, unsigned int operation, unsigned int trigger)
     tuple unpack "notifyloop_unpack" (object words, unsigned long long address, Py_ssize_t count)

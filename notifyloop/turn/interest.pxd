@@ -1,3 +1,6 @@
+from notifyloop.port cimport foreign
+
+
 cdef class Interest:
     cdef public object fileobj
     cdef public long long fd

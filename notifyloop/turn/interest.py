@@ -5,7 +5,7 @@ from __future__ import annotations
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
 from typing import TYPE_CHECKING, ClassVar
 
-from notifyloop.port.abi import REGISTRATION
+from notifyloop.port import foreign
 from notifyloop.port.registration import REGISTERED, RENEW, Event, Operation, Trigger
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Interest:
         """
         events = self.armed = self.events
         operation = enable if events else DISABLE
-        return REGISTRATION.pack(self.fd, self.key, self.filters[events], operation, LEVEL_ONESHOT, 0)
+        return foreign.pack(self.fd, self.key, self.filters[events], operation, LEVEL_ONESHOT)
 
     def selector_key(self) -> SelectorKey:
         """With the handles of its reader and its writer as data, as asyncio has it, if it is a loop's."""

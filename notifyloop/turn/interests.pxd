@@ -1,5 +1,9 @@
+from notifyloop.port cimport foreign
 from notifyloop.port.batch cimport Batch
 from notifyloop.turn.interest cimport Interest
+
+
+cdef int ENABLE, REMOVE, FORGET, ASK, LEVEL_ONESHOT, UNSURE
 
 
 cdef class Interests:

@@ -17,6 +17,7 @@ from itertools import count
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from notifyloop.port import foreign
 from notifyloop.port.abi import FULL_ENTRY, REGISTRATION
 from notifyloop.port.completion_port import CompletionPort
 from notifyloop.port.provider import provider
@@ -205,7 +206,7 @@ class Interests:
         known = not events & ~interest.armed
         try:
             if known:
-                self._apply(REGISTRATION.pack(interest.fd, interest.key, ASK, ENABLE, LEVEL_ONESHOT, 0))
+                self._apply(foreign.pack(interest.fd, interest.key, ASK, ENABLE, LEVEL_ONESHOT))
                 interest.armed = 0
                 self.want(interest, events)
             else:
@@ -240,7 +241,7 @@ class Interests:
 
     def _order_removal(self, interest: Interest) -> None:
         # Fails only if the descriptor was closed: then it is gone already.
-        self._orders_now.exchange(REGISTRATION.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT, 0), 0, 0)
+        self._orders_now.exchange(foreign.pack(interest.fd, interest.key, 0, REMOVE, LEVEL_ONESHOT), 0, 0)
         self._orders_now.failures = []
 
     def disbelieve(self, interests: Iterable[Interest]) -> None:
@@ -256,7 +257,7 @@ class Interests:
         if self.places[place_of(interest.key)] is not interest:
             return
         # First what matters most: an interrupt may come in between.
-        self._forgotten.append(REGISTRATION.pack(interest.fd, interest.key, 0, FORGET, 0, 0))
+        self._forgotten.append(foreign.pack(interest.fd, interest.key, 0, FORGET, 0))
         self.changed.append(interest)
         interest.events = interest.armed = 0
         if lib.fork_count != self._forks:

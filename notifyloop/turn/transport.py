@@ -29,7 +29,6 @@ from notifyloop.turn.transport_state import TransportState
 
 if TYPE_CHECKING:
     import socket
-    from collections import deque
     from collections.abc import Callable
     from contextvars import Context
     from typing import Any
@@ -270,7 +269,7 @@ def release(transport: SocketTransport) -> None:
 
 def close_socket(transport: SocketTransport) -> None:
     for name in ("socket", "sockname", "peername"):  # it may be asked later, when the system has forgotten
-        transport.get_extra_info(name)
+        get_extra_info(transport, name)
     loop, interest = transport._loop, transport._interest
     forget(loop, interest)
     sock = transport._sock

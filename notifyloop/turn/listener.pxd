@@ -1,0 +1,3 @@
+from notifyloop.turn cimport primitives
+
+cdef object true_family, true_kind
