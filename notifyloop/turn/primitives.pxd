@@ -11,6 +11,7 @@ cdef extern from "primitives.h":
     object call_in_alone "notifyloop_call_in_alone" (object context, object callback)
     object call_in_all "notifyloop_call_in_all" (object context, object callback, object arguments)
     object call_method_in "notifyloop_call_method_in" (object context, object target, object name, object argument)
+    bint has_method "notifyloop_has_method" (object kind, object name, object method) except -1
     object receive "notifyloop_receive" (object sock, Py_ssize_t size)
     Py_ssize_t receive_into "notifyloop_receive_into" (object sock, object buffer) except -2
     object receive_from "notifyloop_receive_from" (object sock, Py_ssize_t size)

@@ -32,6 +32,7 @@ __all__ = [
     "call_method_in",
     "family_of",
     "getrefcount",
+    "has_method",
     "leave_out",
     "peer_of",
     "receive",
@@ -69,6 +70,11 @@ def call_in_all(context: Context, callback: Callable[..., object], arguments: tu
 def call_method_in(context: Context, target: object, name: str, argument: object) -> object:
     """With one, the method of that name."""
     return context.run(getattr(target, name), argument)
+
+
+def has_method(kind: type, name: str, method: object) -> bool:
+    """Whether that is still the class's method of that name."""
+    return getattr(kind, name) is method
 
 
 def leave_out(handle: AnyHandle, frames: int) -> AnyHandle:

@@ -4,6 +4,8 @@ from notifyloop.turn.timers cimport Timers
 
 cdef class Turn:
     cdef public object ready
+    cdef public object pop
+    cdef public object pops_from
     cdef public Interests interests
     cdef public Timers timers
     cdef public unsigned long long iterations

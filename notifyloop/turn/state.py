@@ -30,6 +30,8 @@ class Turn:
         "interests",
         "iterations",
         "own",
+        "pop",
+        "pops_from",
         "ready",
         "selectors",
         "spare",
@@ -40,6 +42,8 @@ class Turn:
 
     def __init__(self, interests: Interests, own: dict[str, Any], selectors: dict[str, Any]) -> None:
         self.ready: deque[Any] = deque()  # handles, and what stands in interests and is called as they are
+        self.pop: Any = None  # its method: to ask for that in each turn costs more than to call it
+        self.pops_from: Any = None
         self.interests = interests
         self.timers = Timers()
         self.iterations = 0

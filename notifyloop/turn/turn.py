@@ -51,7 +51,7 @@ def run_once(loop: Loop) -> None:
     turn.iterations += 1
     if (
         turn.checked
-        or AnyHandle._run is not RUN_OF_HANDLES
+        or not primitives.has_method(AnyHandle, "_run", RUN_OF_HANDLES)
         or "select" in turn.selectors
         or "_process_events" in turn.own
     ):
@@ -112,7 +112,10 @@ def queue(turn: Turn, reported: Iterable[tuple[Interest, int]]) -> None:
 
 def run_ready(turn: Turn) -> None:
     """Call what is ready now; what becomes ready meanwhile is for the next turn."""
-    ready, pop = turn.ready, turn.ready.popleft
+    ready = turn.ready
+    if turn.pops_from is not ready:  # the first time, or somebody has put another in its place
+        turn.pops_from, turn.pop = ready, ready.popleft
+    pop = turn.pop
     # If a callback begins debug mode, those of before.
     spare, spare_for_threads = turn.spare, turn.spare_for_threads
     # Counting first, instead of swapping the queue, keeps this safe against threads that append.

@@ -56,6 +56,25 @@ static inline PyObject *notifyloop_call_method_in(
     return result;
 }
 
+/* ---- classes */
+
+/* A class has another version, or none, as soon as it or a base of it is changed: so one that is as it was has what it had. For the one
+ * question that every turn asks. */
+static inline int notifyloop_has_method(PyObject *kind, PyObject *name, PyObject *method) {
+    static PyObject *known, *had;
+    static unsigned int version;
+    PyObject *found;
+    if (kind == known && method == had && version != 0 && ((PyTypeObject *)kind)->tp_version_tag == version) return 1;
+    found = PyObject_GetAttr(kind, name);
+    if (found == NULL) return -1;
+    Py_DECREF(found); /* the class has it */
+    if (found != method) return 0;
+    known = kind;
+    had = method;
+    version = ((PyTypeObject *)kind)->tp_version_tag;
+    return 1;
+}
+
 /* ---- sockets */
 
 /* How an object of _socket.socket begins; looked at when it is first needed, see below. */
