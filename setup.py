@@ -2,7 +2,7 @@
 interpreters the result is.
 
 NOTIFYLOOP_PLAIN, in the environment, compiles no Python. NOTIFYLOOP_REQUIRE_COMPILED fails where notifyloop would be
-installed without that.
+installed without that. NOTIFYLOOP_KQUEUE_STANDIN builds the provider over kqueue where the kernel has none, for tests.
 """
 
 import os
@@ -28,6 +28,8 @@ MODULES = [path.with_suffix(".py") for path in DECLARED if path not in MEANINGS]
 LOCKED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 COMPILES = bool(MODULES) and LOCKED and sys.platform == "linux" and not os.environ.get("NOTIFYLOOP_PLAIN")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+HAS_KQUEUE = sys.platform == "darwin" or "bsd" in sys.platform or os.environ.get("NOTIFYLOOP_KQUEUE_STANDIN")
+PROVIDERS = [*(["epoll"] if sys.platform == "linux" else []), *(["kqueue"] if HAS_KQUEUE else [])]  # those in C
 REQUIRED = bool(os.environ.get("NOTIFYLOOP_REQUIRE_COMPILED"))
 if REQUIRED and not COMPILES:
     sys.exit("NOTIFYLOOP_REQUIRE_COMPILED is set, but there is nothing to be compiled here")
@@ -52,7 +54,7 @@ def module_of(path):
 
 
 def compiled(extension):
-    return extension.name != "notifyloop.port._epoll"
+    return extension.name not in ("notifyloop.port._epoll", "notifyloop.port._kqueue")
 
 
 class Build(build_ext):
@@ -147,7 +149,7 @@ class Wheel(bdist_wheel):
 
 setup(
     cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
-    cffi_modules=["notifyloop/port/epoll_build.py:ffibuilder"] if sys.platform == "linux" else [],
+    cffi_modules=[f"notifyloop/port/{provider}_build.py:ffibuilder" for provider in PROVIDERS],
     ext_modules=[
         Extension(name, [source.as_posix()])
         for name, source in [

@@ -44,6 +44,8 @@ def find_traits() -> set[str]:
     """What can be said of the system that the tests run on, of the port's provider, and of our own form."""
     traits = {provider.name, "windows" if sys.platform == "win32" else sys.platform}
     traits.add("compiled" if notifyloop.compiled else "plain")
+    if provider.name in ("epoll", "kqueue"):
+        traits.add("descriptors")  # are watched, and the kernel knows whether one still is what was registered
     if sys.platform == "win32":
         import ctypes  # noqa: PLC0415
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.only("linux", reason="it compares with epoll")
+@pytest.mark.only("epoll", reason="it compares with epoll")
 def test_the_cost_of_a_call_is_measured_with_a_crowd_and_the_kernel_is_told_nothing_twice() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.registered", "--rounds", "1", "--messages", "10"],

@@ -29,6 +29,7 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 BUILDING = {"NOTIFYLOOP_PLAIN", "NOTIFYLOOP_REQUIRE_COMPILED"}
 
 needs_a_build = [
+    pytest.mark.never("kqueue", reason="what is built here has the system's own provider"),
     pytest.mark.only("linux", reason="nothing is compiled elsewhere"),
     pytest.mark.skipif(FREE_THREADED, reason="nothing is compiled there"),
     pytest.mark.skipif(not importlib.util.find_spec("Cython"), reason="Cython is not installed"),
@@ -530,6 +531,7 @@ class TestBuild:
         assert {name for name in names if name.endswith((".c", ".so"))} == {
             "notifyloop/turn/csrc/layouts.c",
             "notifyloop/port/csrc/epoll_port.c",
+            "notifyloop/port/csrc/kqueue_port.c",
         }
 
 

@@ -119,7 +119,7 @@ def test_is_registered_once(owned: OwnedSocket, log: Log) -> None:
         owned.register()
 
 
-@pytest.mark.only("epoll", reason="nowhere else it is known that a socket is registered already")
+@pytest.mark.only("descriptors", reason="nowhere else it is known that a socket is registered already")
 def test_a_refused_registration_can_be_tried_again(
     port: CompletionPort, pair: tuple[socket.socket, socket.socket], log: Log
 ) -> None:

@@ -277,7 +277,7 @@ class TestOurs:
             for end in ends:
                 end.close()
 
-    @pytest.mark.only("epoll", reason="every re-arm is told to Windows")
+    @pytest.mark.only("descriptors", reason="every re-arm is told to Windows")
     def test_re_arming_does_not_tell_the_kernel(self, ours: NotificationSelector, pair: Pair) -> None:
         ours.register(pair[0], EVENT_READ)
         pair[1].send(b"x")

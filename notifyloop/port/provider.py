@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Provider", "provider"]
 
 # In the order of preference. A module whose system calls are missing raises ImportError.
-PROVIDERS = {"linux": ["epoll"], "win32": ["winsock", "afd"]}.get(sys.platform, [])
+PROVIDERS = {"linux": ["epoll"], "darwin": ["kqueue"], "win32": ["winsock", "afd"]}.get(
+    sys.platform, ["kqueue"] if "bsd" in sys.platform else []
+)
+# Only if it is forced: it is built for tests, over a stand-in (`kqueue_build.py`).
+FOR_TESTS = ["kqueue"] if sys.platform == "linux" else []
 
 
 ISOLATED = (
@@ -59,7 +63,7 @@ class Provider(Protocol):
 
 def choose() -> Provider:
     forced = os.environ.get("NOTIFYLOOP_PROVIDER")
-    if forced and forced not in PROVIDERS:
+    if forced and forced not in [*PROVIDERS, *FOR_TESTS]:
         known = " or ".join(PROVIDERS) or "none"
         raise ImportError(
             f"NOTIFYLOOP_PROVIDER={forced}: notifyloop has no such provider on {sys.platform}, but {known}"

@@ -46,7 +46,8 @@ static bool fails(const char *call, void *caller) {
     Dl_info found;
     if (!state || state->countdown < 0 || strcmp(call, state->call))
         return false;
-    if (dladdr(caller, &found) && found.dli_fname && (strstr(found.dli_fname, "_epoll.") || strstr(found.dli_fname, "libc.so")))
+    if (dladdr(caller, &found) && found.dli_fname &&
+        (strstr(found.dli_fname, "_epoll.") || strstr(found.dli_fname, "_kqueue.") || strstr(found.dli_fname, "libc.so")))
         return false;
     if (state->countdown-- > 0)
         return false;

@@ -274,7 +274,7 @@ class TestTurn:
         assert batch.turn(order(1_000_000, self.KEY + 256) + order(pair[0], self.KEY), -1) == (self.INPUT,)
         assert failures(batch) == [(0, self.KEY + 256, NO_SOCKET)]
 
-    @pytest.mark.only("epoll", reason="on Windows there is nobody to ask whether a socket was closed")
+    @pytest.mark.only("descriptors", reason="on Windows there is nobody to ask whether a socket was closed")
     def test_and_so_does_what_cannot_be_enabled_again(self, port: CompletionPort, pair: Pair) -> None:
         batch = port.batch()
         waiting = threading.Thread(target=lambda: port.process(timeout=None, max_notifications=1))

@@ -81,7 +81,7 @@ class TestClosed:
         gc.collect()
         assert alive() is None
 
-    @pytest.mark.only("epoll", reason="Windows knows a socket by its number alone")
+    @pytest.mark.only("descriptors", reason="Windows knows a socket by its number alone")
     def test_re_arming_a_closed_socket_does_not_register_its_successor(
         self, port: CompletionPort, network: Network
     ) -> None:
@@ -110,7 +110,7 @@ class TestClosed:
         assert keys(port) == ["successor"]
 
 
-@pytest.mark.only("epoll", reason="epoll watches descriptors, Windows sockets")
+@pytest.mark.only("epoll", reason="only epoll goes on reporting what was closed while a duplicate lives")
 class TestDuplicates:
     """epoll goes on reporting a closed descriptor as long as a duplicate of it lives; the port does not."""
 

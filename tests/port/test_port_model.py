@@ -57,7 +57,7 @@ triggers = st.sampled_from(
 
 # Only where the kernel tells one open socket from another is it an error to register a socket twice, and is a
 # duplicate of it another one.
-KNOWS_SOCKETS = provider.name == "epoll"
+KNOWS_SOCKETS = provider.name in ("epoll", "kqueue")
 FORKS = hasattr(os, "fork")
 
 

@@ -228,7 +228,7 @@ class TestChangesWhileOthersWait:
         until(lambda: len(found) == 1000)
         assert sorted(notification.key for notification in found) == list(range(1000))
 
-    @pytest.mark.only("epoll", reason="epoll watches descriptors, Windows sockets")
+    @pytest.mark.only("epoll", reason="only epoll goes on reporting what was closed while a duplicate lives")
     def test_a_surviving_duplicate(self, port: CompletionPort, network: Network, found: list[Notification]) -> None:
         """Waiting threads move to the new set when it is built."""
         ours, theirs = network.unix_pair()

@@ -33,7 +33,7 @@ def test_an_empty_name_forces_none() -> None:
     assert run(CHOSEN, NOTIFYLOOP_PROVIDER="").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["kqueue", "afd winsock", "Epoll"])
+@pytest.mark.parametrize("name", ["Kqueue", "afd winsock", "Epoll"])
 def test_an_unknown_one_is_an_error_that_names_the_known(name: str) -> None:
     forced = run(CHOSEN, NOTIFYLOOP_PROVIDER=name)
     assert forced.returncode != 0

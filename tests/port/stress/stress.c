@@ -22,6 +22,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "abi.h"
+
+/* PORT is the provider's translation unit, if it is another. */
+#ifdef PORT
+#include PORT
+#else
 /* ThreadSanitizer takes descriptors for memory, and would call it a race that one thread closes a socket while the port tells the kernel
  * about it. That race is the port's trade, and the kernel is the referee. Memory is watched all the better: with the system call
  * itself, epoll_ctl no longer counts as synchronisation between threads. */
@@ -29,9 +35,8 @@ static int unwatched_epoll_ctl(int epoll, int operation, int descriptor, struct 
     return (int)syscall(SYS_epoll_ctl, epoll, operation, descriptor, event);
 }
 #define epoll_ctl unwatched_epoll_ctl
-
-#include "abi.h"
 #include "epoll_port.c"
+#endif
 
 enum { DEQUEUERS = 4, TALKERS = 4, LONERS = 3, POSTERS = 2, WAITERS = 3, TEAM = 3, BATCH = 3, OWNERS = 1024 };
 
