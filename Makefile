@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 SECONDS_EACH ?= 10
 EXAMPLES ?= 20000
 
-.PHONY: help serve test test-windows lint format bench bench-windows sanitize soak fingerprints test-differential test-cpython test-uvloop test-aiohttp test-tornado docs clean
+.PHONY: help serve test test-kqueue test-windows lint format bench bench-windows sanitize soak fingerprints test-differential test-cpython test-uvloop test-aiohttp test-tornado docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ serve: $(VENV)/.installed-demo ## start the demo server and print its address
 
 test: $(VENV)/.installed-test,integration,bench ## run the tests and the integration tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-kqueue: $(VENV)/.installed-test,integration,bench ## run the tests with the provider of macOS and the BSDs, over a stand-in for kqueue
+	@NOTIFYLOOP_KQUEUE_STANDIN=tests/port/kqueue_standin $(BIN)/python setup.py --quiet build_ext --inplace
+	@NOTIFYLOOP_PROVIDER=kqueue $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-windows: ## run the tests on Windows' own CPython, under wine (PARTS: some of them)
 	@integration/windows/test build/windows $(PYTEST_ARGS)

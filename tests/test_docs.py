@@ -5,7 +5,7 @@ In README.md, CONTRIBUTING.md and docs/*.md,
 * a ```python block is a program, run as it stands. A ```text block right after it is what it prints.
 * python blocks under one heading whose first line is a comment with a file name ("# app.py") are files that
   lie side by side: those named test_*.py are run by pytest, the others can be imported by the rest.
-* a program that begins with "# on Linux" is for there.
+* a program that begins with "# on Linux" is for there, and for its provider.
 * a program before which <!-- interrupt at: TEXT --> stands serves for ever: it is interrupted as soon as it
   has printed TEXT. So is the one command of a ```console block with such a comment; others are not run.
 """
@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from notifyloop.port.provider import provider
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,7 +111,7 @@ def command_of(example: Example, folder: Path) -> list[str | Path]:
     since = re.search(r"^# Python (\d+)\.(\d+) and later$", example.code, re.MULTILINE)
     if since and sys.version_info < tuple(map(int, since.groups())):
         pytest.skip(f"the example is for Python {since[1]}.{since[2]} and later")
-    if example.code.startswith("# on Linux\n") and sys.platform != "linux":
+    if example.code.startswith("# on Linux\n") and provider.name != "epoll":
         pytest.skip("the example is for Linux")
     for name, code in example.files.items():
         (folder / name).write_text(code, encoding="utf-8")
