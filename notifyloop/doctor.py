@@ -150,7 +150,10 @@ def _system() -> str:
         kind = "workstation" if version.product_type == 1 else "server"
         return f"Windows {'.'.join(map(str, number))}, {kind}, {os.environ.get('PROCESSOR_IDENTIFIER', '')}{_wine()}"
     library = " ".join(platform.libc_ver())
-    distribution = platform.freedesktop_os_release()["PRETTY_NAME"]
+    try:
+        distribution = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:  # macOS
+        distribution = platform.platform()
     return f"{platform.system()} {platform.release()}, {platform.machine()}, {library}, {distribution}"
 
 

@@ -128,6 +128,21 @@ def test_it_does_not_kill(way: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_where_there_is_no_sigtimedwait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS. The signal is taken away all the same."""
+    monkeypatch.delattr(signal, "sigtimedwait", raising=False)
+    reading, writing = os.pipe()
+    os.close(reading)
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        with pytest.raises(BrokenPipeError):
+            sigpipe.write(writing, b"x")
+        assert signal.SIGPIPE not in signal.sigpending()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+        os.close(writing)
+
+
 def test_it_is_left_to_who_holds_it_back() -> None:
     reading, writing = os.pipe()
     os.close(reading)

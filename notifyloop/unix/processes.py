@@ -1,4 +1,4 @@
-"""Child processes, on Linux.
+"""Child processes, where the system has pidfds: on Linux. Elsewhere they are watched as in asyncio.
 
 The transport is asyncio's. It is told that the child has ended by a pidfd, a descriptor that is readable from
 then on: one more registration on the port, and neither a thread for each child, as asyncio has by default on
@@ -27,7 +27,7 @@ import signal
 import struct
 import warnings
 from asyncio import unix_events
-from signal import SIGKILL, SIGTERM, pidfd_send_signal
+from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
 
 from notifyloop.children import Child
@@ -40,6 +40,7 @@ __all__ = ["ChildProcess", "can_watch_children"]
 
 logger = logging.getLogger("asyncio")
 
+pidfd_send_signal: Any = getattr(signal, "pidfd_send_signal", None)  # there is none where there are no pidfds
 
 P_PIDFD = 3  # os.P_PIDFD, also where Python was built before the kernel had it: Linux 5.4
 

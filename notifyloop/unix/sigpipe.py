@@ -45,7 +45,15 @@ def unkilled(write: Callable[..., int], *arguments: Any) -> int:
         return write(*arguments)
     except BrokenPipeError:
         if signal.SIGPIPE not in mask:
-            signal.sigtimedwait(SIGPIPE, 0)
+            take_away()
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def take_away() -> None:
+    """The signal that waits for this thread."""
+    if hasattr(signal, "sigtimedwait"):
+        signal.sigtimedwait(SIGPIPE, 0)
+    elif signal.SIGPIPE in signal.sigpending():  # macOS, OpenBSD
+        signal.sigwait(SIGPIPE)
