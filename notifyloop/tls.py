@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from asyncio import base_events, sslproto
+from asyncio import base_events
 from asyncio.sslproto import SSLProtocolState
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,28 @@ from typing import TYPE_CHECKING, Any
 from notifyloop.turn.primitives import peer_of
 from notifyloop.turn.readiness import ensure_no_transport
 from notifyloop.turn.stream import StreamTransport, takes_buffers
+from notifyloop.turn.tls_records import (
+    WOULD_BLOCK,
+    data_received,
+    do_read,
+    do_write,
+    drop_incoming,
+    go_on,
+    go_on_reading,
+    process_outgoing,
+    write,
+    write_appdata,
+)
+from notifyloop.turn.tls_state import TLSState, TLSTransportState
 
 if TYPE_CHECKING:
     import socket
 
+    from collections.abc import Iterable
+
     from notifyloop.turn.surface import Loop
+
+    Data = bytes | bytearray | memoryview
 
 __all__ = ["SSL_HANDSHAKE_TIMEOUT", "SSL_SHUTDOWN_TIMEOUT", "TLSProtocol", "make_ssl_transport", "start_tls"]
 
@@ -47,29 +64,40 @@ MOST_DROPPED = 1024 * 1024
 SSL_HANDSHAKE_TIMEOUT = 60.0  # seconds, as the next; asyncio's
 SSL_SHUTDOWN_TIMEOUT = 30.0
 
-WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLSyscallError)  # what says that the peer's next words are needed first
+BUFFER = 256 * 1024  # bytes, of transports that are not ours; asyncio's
 
-# What typeshed knows of these is from before Python 3.11.
-Transport: Any = sslproto._SSLProtocolTransport
-Protocol: Any = sslproto.SSLProtocol
+OPEN = (SSLProtocolState.WRAPPED, SSLProtocolState.FLUSHING)
+READ, WRITE = ssl.SSLObject.read, ssl.SSLObject.write
 SendfileProtocol: Any = base_events._SendfileFallbackProtocol  # type: ignore[attr-defined]
 
 
 def context_of(transport: Any) -> Context:
     """The context in which a transport calls its protocol."""
-    if isinstance(transport, Transport):  # TLS in TLS
+    if isinstance(transport, TLSTransportState):  # TLS in TLS
         transport = transport._ssl_protocol
     context: Context | None = getattr(transport, "_context", None)
     return context if context is not None else copy_context()  # somebody else's transport
 
 
-class SSLTransport(Transport):  # type: ignore[misc]
+def is_true(connection: Any) -> bool:
+    """Whether that is Python's SSLObject, and reads and writes as it does: then we need not ask by way of it."""
+    kind = type(connection)
+    return issubclass(kind, ssl.SSLObject) and kind.read is READ and kind.write is WRITE
+
+
+class SSLTransport(TLSTransportState):
     """What the program writes to. asyncio's forgets its connection when it is closed twice, and then can neither be
     asked nor aborted.
     """
 
-    _closed: bool
+    __slots__ = ()
+
     _ssl_protocol: TLSProtocol
+
+    write = write
+
+    def writelines(self, list_of_data: Iterable[Data]) -> None:
+        write_appdata(self._ssl_protocol, list_of_data)
 
     def close(self) -> None:
         if self._closed:
@@ -84,21 +112,25 @@ class SSLTransport(Transport):  # type: ignore[misc]
         return self._closed or (below is not None and below.is_closing())
 
 
-class TLSProtocol(Protocol):  # type: ignore[misc]
+class TLSProtocol(TLSState):
     """What a transport that carries TLS calls, and what calls the program."""
 
-    _context = Context()  # until there is a transport
-    _transport: Any
+    max_size = 0  # asyncio makes a buffer of so many bytes for each connection
+
     _app_transport: Any
     _app_transport_created: bool
-    _app_reading_paused: bool
-    _eof_received: bool
     _handshake_start_time: float | None
     _handshake_timeout_handle: asyncio.TimerHandle | None
-    _state: SSLProtocolState
+    _sslobj: Any
     _below: Any = None  # the transport, also when the connection is lost
-    _unread = False  # the program's buffer was full
     _dropped = 0  # bytes
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._context = Context()  # until there is a transport
+        self._unread = self._going_on = False
+        self._true = is_true(self._sslobj)
+        self._openssl = self._sslobj._sslobj if self._true else self._sslobj
 
     def _get_app_transport(self) -> SSLTransport:
         if not self._app_transport_created:
@@ -109,10 +141,10 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
 
     def _set_app_protocol(self, app_protocol: Any) -> None:
         super()._set_app_protocol(app_protocol)
-        if takes_buffers(app_protocol):
+        self._app_protocol_is_buffer = takes_buffers(app_protocol)
+        if self._app_protocol_is_buffer:
             self._app_protocol_get_buffer = app_protocol.get_buffer
             self._app_protocol_buffer_updated = app_protocol.buffer_updated
-            self._app_protocol_is_buffer = True
 
     def _get_extra_info(self, name: str, default: Any = None) -> Any:
         if name in self._extra or self._below is None:
@@ -157,67 +189,46 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
 
     # ---- reading
 
+    data_received = data_received
+    _do_read = do_read
+    _go_on = go_on
+
+    def _advance(self) -> None:
+        """Something came that is not for the program, or it is time to look again."""
+        if self._state is SSLProtocolState.DO_HANDSHAKE:
+            self._do_handshake()
+        elif self._state is SSLProtocolState.FLUSHING:
+            self._do_flush()
+        elif self._state is SSLProtocolState.SHUTDOWN:
+            self._do_shutdown()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """For transports that are not ours."""
+        if not self._ssl_buffer:
+            self._ssl_buffer = bytearray(BUFFER)
+            self._ssl_buffer_view = memoryview(self._ssl_buffer)
+        return self._ssl_buffer_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._ssl_buffer_view[:nbytes])
+
     def _resume_reading(self) -> None:
         if self._app_reading_paused:
             self._app_reading_paused = False
-            self._go_on_reading()
-
-    def _go_on_reading(self) -> None:
-        self._loop.call_soon(self.buffer_updated, 0, context=self._context)
-
-    def _do_read(self) -> None:
-        super()._do_read()
-        if self._eof_received and not self._app_reading_paused and not self._unread:
-            self._peer_ended()
-
-    def _do_read__copied(self) -> None:
-        pieces: list[bytes] = []
-        ended = self._unread = False
-        try:
-            while piece := self._sslobj.read(self.max_size):
-                pieces.append(piece)
-            ended = True
-        except WOULD_BLOCK:
-            pass
-        finally:
-            if pieces:
-                self._app_protocol.data_received(b"".join(pieces))
-        if ended:
-            self._peer_ended()
-
-    def _do_read__buffered(self) -> None:
-        buffer = memoryview(self._app_protocol_get_buffer(self._get_read_buffer_size())).cast("B")
-        size = len(buffer)
-        if not size:
-            raise RuntimeError("get_buffer() returned an empty buffer")
-        received = 0
-        ended = False
-        try:
-            while received < size and not ended:
-                count = self._sslobj.read(size - received, buffer[received:])
-                received += count
-                ended = not count
-        except WOULD_BLOCK:
-            pass
-        finally:
-            buffer.release()  # the program may change its size
-            self._unread = received == size
-            if received:
-                self._app_protocol_buffer_updated(received)
-        if ended:
-            self._peer_ended()
-        elif self._unread:
-            self._go_on_reading()
+            go_on_reading(self)
 
     def eof_received(self) -> bool | None:
-        if self._state != SSLProtocolState.WRAPPED:
+        if self._state not in OPEN:
             keep_open: bool | None = super().eof_received()
             return keep_open
         if self._loop.get_debug():
             logger.debug("%r received EOF", self)
         self._eof_received = True
-        self._do_read()
-        return self._state == SSLProtocolState.WRAPPED  # the program has not read all
+        if self._state == SSLProtocolState.WRAPPED:
+            self._do_read()
+        else:
+            self._do_flush()
+        return self._state in OPEN  # the program has not read all, or the transport has not taken all
 
     def _peer_ended(self) -> None:
         if self._state != SSLProtocolState.WRAPPED or self._transport.is_closing():
@@ -236,6 +247,26 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
 
     # ---- writing
 
+    _do_write = do_write
+    _process_outgoing = process_outgoing
+    _write_appdata = write_appdata
+
+    def pause_writing(self) -> None:
+        self._ssl_writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._ssl_writing_paused = False
+        if self._state == SSLProtocolState.FLUSHING:
+            self._do_flush()
+            return
+        try:
+            if self._write_backlog and self._state == SSLProtocolState.WRAPPED:
+                self._do_write()
+            else:
+                self._process_outgoing()
+        except Exception as error:
+            self._fatal_error(error, "Fatal error on SSL protocol")
+
     def _control_app_writing(self) -> None:
         # Whoever writes may be in our context already; a copy can always be entered.
         size = self._get_write_buffer_size()
@@ -253,7 +284,9 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
         except ssl.SSLError as error:
             self._on_shutdown_complete(error)
             return
-        if self._state == SSLProtocolState.FLUSHING and (self._eof_received or not self._write_backlog):
+        # What waits for the transport will be taken, what waits for a peer that has ended will not.
+        waits = self._write_backlog and (self._ssl_writing_paused or not self._eof_received)
+        if self._state == SSLProtocolState.FLUSHING and not waits:
             self._set_state(SSLProtocolState.SHUTDOWN)
             self._do_shutdown()
 
@@ -264,6 +297,7 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
                 self._drop_incoming()
                 self._sslobj.unwrap()
                 answered = True
+                self._process_outgoing()
             except WOULD_BLOCK:
                 self._process_outgoing()
                 if self._dropped <= MOST_DROPPED:
@@ -277,12 +311,7 @@ class TLSProtocol(Protocol):  # type: ignore[misc]
         self._on_shutdown_complete(None)
 
     def _drop_incoming(self) -> None:
-        """What arrived after the end. The receive buffer is free to write to: what was in it is in the BIO."""
-        try:
-            while count := self._sslobj.read(self.max_size, self._ssl_buffer_view):
-                self._dropped += count
-        except (*WOULD_BLOCK, ssl.SSLZeroReturnError):
-            pass  # that was all so far, or, as an empty read says too, their close_notify
+        self._dropped += drop_incoming(self)
 
     def _on_shutdown_complete(self, shutdown_exc: BaseException | None) -> None:
         if shutdown_exc is not None:

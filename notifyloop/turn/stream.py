@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from notifyloop.turn import primitives
 from notifyloop.turn.primitives import INTERNET, RECEIVE, TCP, family_of, send_many
+from notifyloop.turn.tls_state import TLSState
 from notifyloop.turn.transport import LATE_WRITES, Reader, SocketTransport, begin, start_reading, stop_reading
 from notifyloop.turn.transport import release as release_socket
 
@@ -43,7 +44,11 @@ SERVER_COUNTS_TRANSPORTS = len(inspect.signature(base_events.Server._attach).par
 
 
 def takes_buffers(protocol: object) -> bool:
-    """Whether a protocol brings its own buffer: as asyncio has it, or because it can do nothing else."""
+    """Whether a protocol brings its own buffer: as asyncio has it, or because it can do nothing else. Our own TLS is
+    one by class, as asyncio's is, and has none.
+    """
+    if isinstance(protocol, TLSState):
+        return False
     return isinstance(protocol, asyncio.BufferedProtocol) or (
         hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
     )

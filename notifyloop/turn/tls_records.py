@@ -1,0 +1,321 @@
+"""What TLS does for each record: what came from the transport to the program, what the program writes to the transport.
+
+Reading: OpenSSL says by an exception that it needs more, and that costs as much as all the rest. It is not asked where
+nothing can be left: it takes from its BIO no more than the record that it reads, and who asks for more than a record
+holds gets all of one. How many records one connection may read in a turn is limited, for their bytes say little of
+the time that they take.
+
+Writing: each write becomes records, and these go to the transport, at once. While the transport takes no more, what
+is written waits as it is, and takes neither time nor room twice.
+
+Buffers: a connection has none of its own. What is received is made for it, and given to a BIO, which keeps the size
+that it once had for as long as it lives. So no BIO is given more at once than a few records, unless the program
+does not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from asyncio.sslproto import SSLProtocolState
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterable
+
+    from notifyloop.turn.tls_state import TLSState, TLSTransportState
+
+    Data = bytes | bytearray | memoryview
+
+__all__ = ["WOULD_BLOCK"]
+
+logger = logging.getLogger("asyncio")
+
+RECORD = 16 * 1024  # bytes: the most that one can hold
+ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
+MOST_RECORDS = 64  # of one connection in one turn
+AT_ONCE = 4 * RECORD  # bytes into one BIO
+LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
+
+WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLSyscallError)  # what says that the peer's next words are needed first
+ALL_DROPPED = (*WOULD_BLOCK, ssl.SSLZeroReturnError)  # or there was their close_notify, as an empty read says too
+WRAPPED = SSLProtocolState.WRAPPED
+DO_HANDSHAKE = SSLProtocolState.DO_HANDSHAKE
+
+
+# ---- reading
+
+
+def data_received(tls: TLSState, data: Data) -> None:
+    if tls._state is WRAPPED:
+        read(tls, data)
+    else:
+        tls._incoming.write(data)
+        tls._advance()
+
+
+def do_read(tls: TLSState) -> None:
+    if tls._state is WRAPPED:
+        read(tls, b"")
+
+
+def read(tls: TLSState, data: Data) -> None:
+    """Give the program what has come, and the transport what there is to say to that."""
+    try:
+        if tls._app_reading_paused or (tls._unread and tls._going_on):
+            tls._incoming.write(data)
+        else:
+            if not data and is_empty(tls):
+                tls._unread = False
+            elif tls._app_protocol_is_buffer:
+                read_into_buffer(tls, data)
+            else:
+                read_pieces(tls, data)
+            if tls._write_backlog:
+                do_write(tls)
+            else:
+                process_outgoing(tls)
+        control_reading(tls)
+    except Exception as error:
+        tls._fatal_error(error, "Fatal error on SSL protocol")
+    if tls._eof_received and not tls._app_reading_paused and not tls._unread:
+        tls._peer_ended()
+
+
+def is_empty(tls: TLSState) -> bool:
+    """Nothing of what has come is left, as far as can be known."""
+    openssl = tls._openssl
+    return tls._true and not tls._incoming.pending and not openssl.pending()
+
+
+def read_pieces(tls: TLSState, data: Data) -> None:
+    incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
+    size, place, records = len(data), 0, 0
+    ended = done = False
+    pieces: list[bytes] = []
+    try:
+        while not done:
+            if place < size:
+                incoming.write(data if size <= AT_ONCE else memoryview(data)[place : place + AT_ONCE])
+                place += AT_ONCE
+            done = place >= size
+            try:
+                while True:
+                    if records == MOST_RECORDS:
+                        done = True
+                        break
+                    piece = openssl.read(ALL_OF_ONE)
+                    records += 1
+                    if not piece:
+                        ended = done = True
+                        break
+                    pieces.append(piece)
+                    if is_true and not incoming.pending and len(piece) < ALL_OF_ONE:
+                        break
+            except WOULD_BLOCK:
+                pass
+    finally:
+        if place < size:
+            incoming.write(memoryview(data)[place:])
+        tls._unread = records == MOST_RECORDS and not ended and (not is_true or incoming.pending > 0)
+        if pieces:
+            protocol = tls._app_protocol
+            protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+    if ended:
+        tls._peer_ended()
+    elif tls._unread:
+        go_on_reading(tls)
+
+
+def read_into_buffer(tls: TLSState, data: Data) -> None:
+    incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
+    incoming.write(data)
+    buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending)).cast("B")
+    size, received, records = len(buffer), 0, 0
+    if not size:
+        raise RuntimeError("get_buffer() returned an empty buffer")
+    ended = False
+    unread = True
+    try:
+        while received < size and records < MOST_RECORDS:
+            count = openssl.read(size - received, buffer[received:])
+            records += 1
+            if not count:
+                ended = True
+                break
+            received += count
+            if is_true and not incoming.pending and (received < size or not openssl.pending()):
+                unread = False
+                break
+    except WOULD_BLOCK:
+        unread = False
+    finally:
+        buffer.release()  # the program may change its size
+        tls._unread = unread and not ended
+        if received:
+            tls._app_protocol_buffer_updated(received)
+    if ended:
+        tls._peer_ended()
+    elif tls._unread:
+        go_on_reading(tls)
+
+
+def drop_incoming(tls: TLSState) -> int:
+    """Read what is for nobody any more. Returns how many bytes that was; raises ssl.SSLError."""
+    openssl = tls._openssl
+    count = 0
+    try:
+        while dropped := openssl.read(RECORD):
+            count += len(dropped)
+    except ALL_DROPPED:
+        pass
+    return count
+
+
+def go_on_reading(tls: TLSState) -> None:
+    """In another turn."""
+    if not tls._going_on:
+        tls._going_on = True
+        context = tls._context
+        tls._loop.call_soon(tls._go_on, context=context)
+
+
+def go_on(tls: TLSState) -> None:
+    tls._going_on = False
+    data_received(tls, b"")
+
+
+def control_reading(tls: TLSState) -> None:
+    """Have the transport wait for the program."""
+    size = tls._incoming.pending
+    transport = tls._transport
+    if tls._ssl_reading_paused:
+        if size <= tls._incoming_low_water:
+            tls._ssl_reading_paused = False
+            transport.resume_reading()
+    elif size >= tls._incoming_high_water:
+        tls._ssl_reading_paused = True
+        transport.pause_reading()
+
+
+# ---- writing
+
+
+def write(transport: TLSTransportState, data: Data) -> None:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data: expecting a bytes-like instance, got {type(data).__name__}")
+    tls = transport._ssl_protocol
+    if TYPE_CHECKING:
+        assert isinstance(tls, TLSState)
+    if (
+        type(data) is not bytes
+        or len(data) > RECORD
+        or not data
+        or tls._state is not WRAPPED
+        or tls._write_backlog
+        or tls._ssl_writing_paused
+    ):
+        write_appdata(tls, (data,))
+        return
+    openssl = tls._openssl
+    sent = 0
+    try:
+        try:
+            sent = openssl.write(data)
+        except WOULD_BLOCK:
+            pass
+        if sent < len(data):
+            keep(tls, memoryview(data)[sent:])
+            do_write(tls)
+        else:
+            process_outgoing(tls)
+    except Exception as error:
+        tls._fatal_error(error, "Fatal error on SSL protocol")
+
+
+def write_appdata(tls: TLSState, list_of_data: Iterable[Data]) -> None:
+    pieces = [piece for piece in map(kept, list_of_data) if piece]
+    if not pieces:
+        return
+    if tls._state is not WRAPPED and tls._state is not DO_HANDSHAKE:
+        if tls._conn_lost >= LATE_WRITES:
+            logger.warning("SSL connection is closed")
+        tls._conn_lost += 1
+        return
+    for piece in pieces:
+        keep(tls, piece)
+    try:
+        if tls._state is WRAPPED:
+            do_write(tls)
+    except Exception as error:
+        tls._fatal_error(error, "Fatal error on SSL protocol")
+
+
+def kept(data: Data) -> bytes | memoryview:
+    """What its owner may change is copied. Raises TypeError for what is not contiguous bytes."""
+    if type(data) is bytes:
+        return data
+    view = memoryview(data).cast("B")
+    return view if type(view.obj) is bytes else bytes(view)
+
+
+def keep(tls: TLSState, piece: bytes | memoryview) -> None:
+    tls._write_backlog.append(piece)
+    tls._write_buffer_size += len(piece)
+
+
+def do_write(tls: TLSState) -> None:
+    """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError."""
+    backlog, openssl, outgoing = tls._write_backlog, tls._openssl, tls._outgoing
+    try:
+        while backlog and not tls._ssl_writing_paused:
+            if len(backlog) > 1:
+                join_small(backlog)
+            piece = backlog[0]
+            size = len(piece)
+            if size > RECORD:
+                piece = memoryview(piece)
+            count = openssl.write(piece[:RECORD] if size > RECORD else piece)
+            if count < size:
+                backlog[0] = memoryview(piece)[count:]
+            else:
+                backlog.popleft()
+            tls._write_buffer_size -= count
+            if outgoing.pending >= AT_ONCE:
+                send(tls)
+    except WOULD_BLOCK:
+        pass
+    finally:
+        send(tls)
+    control_writing(tls)
+
+
+def join_small(backlog: deque[bytes | memoryview]) -> None:
+    """Make one piece of the first ones, if they fit into one record."""
+    size = 0
+    pieces: list[bytes | memoryview] = []
+    while backlog and size + len(backlog[0]) <= RECORD:
+        size += len(backlog[0])
+        pieces.append(backlog.popleft())
+    if pieces:
+        backlog.appendleft(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+
+def send(tls: TLSState) -> None:
+    """Give the transport what OpenSSL has to say."""
+    transport = tls._transport
+    if not tls._ssl_writing_paused and transport is not None:
+        data = tls._outgoing.read()
+        if data:
+            transport.write(data)
+
+
+def process_outgoing(tls: TLSState) -> None:
+    send(tls)
+    control_writing(tls)
+
+
+def control_writing(tls: TLSState) -> None:
+    if tls._app_writing_paused or tls._write_backlog or tls._ssl_writing_paused or not tls._outgoing_high_water:
+        tls._control_app_writing()
