@@ -128,6 +128,7 @@ class TLSProtocol(TLSState):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._context = Context()  # until there is a transport
+        self._sealed = []
         self._unread = self._going_on = False
         self._true = is_true(self._sslobj)
         self._openssl = self._sslobj._sslobj if self._true else self._sslobj
@@ -202,7 +203,7 @@ class TLSProtocol(TLSState):
         elif self._state is SSLProtocolState.SHUTDOWN:
             self._do_shutdown()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, n: int) -> memoryview:
         """For transports that are not ours."""
         if not self._ssl_buffer:
             self._ssl_buffer = bytearray(BUFFER)
@@ -336,6 +337,7 @@ class TLSProtocol(TLSState):
             self._set_state(SSLProtocolState.UNWRAPPED)  # for asyncio keeps it from a protocol that is in a handshake
         if exc is None:
             self._wakeup_waiter(ConnectionAbortedError("the connection was closed before the TLS handshake ended"))
+        self._sealed.clear()
         super().connection_lost(exc)
         self._ssl_buffer = self._ssl_buffer_view = memoryview(b"")
 

@@ -2,7 +2,7 @@ cimport cython
 
 from notifyloop.turn.layouts cimport TLSState, TLSTransportState
 
-cdef Py_ssize_t RECORD, ALL_OF_ONE, MOST_RECORDS, AT_ONCE
+cdef Py_ssize_t RECORD, ALL_OF_ONE, MOST_RECORDS, AT_ONCE, MOST_SEALED
 
 
 cpdef data_received(TLSState tls, object data)
@@ -23,7 +23,7 @@ cpdef write(TLSTransportState transport, object data)
 cpdef write_appdata(TLSState tls, object list_of_data)
 cpdef kept(object data)
 cdef keep(TLSState tls, object piece)
-@cython.locals(size=Py_ssize_t, count=Py_ssize_t)
+@cython.locals(count=Py_ssize_t)
 cpdef do_write(TLSState tls)
 @cython.locals(size=Py_ssize_t)
 cdef join_small(object backlog)

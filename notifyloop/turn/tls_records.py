@@ -36,6 +36,7 @@ RECORD = 16 * 1024  # bytes: the most that one can hold
 ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
 MOST_RECORDS = 64  # of one connection in one turn
 AT_ONCE = 4 * RECORD  # bytes into one BIO
+MOST_SEALED = 16  # times as many, made before the transport is asked whether it takes them
 LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
 
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLSyscallError)  # what says that the peer's next words are needed first
@@ -66,12 +67,12 @@ def read(tls: TLSState, data: Data) -> None:
         if tls._app_reading_paused or (tls._unread and tls._going_on):
             tls._incoming.write(data)
         else:
-            if not data and is_empty(tls):
-                tls._unread = False
-            elif tls._app_protocol_is_buffer:
+            if tls._app_protocol_is_buffer:
                 read_into_buffer(tls, data)
-            else:
+            elif data or not is_empty(tls):
                 read_pieces(tls, data)
+            else:
+                tls._unread = False
             if tls._write_backlog:
                 do_write(tls)
             else:
@@ -145,7 +146,7 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
                 ended = True
                 break
             received += count
-            if is_true and not incoming.pending and (received < size or not openssl.pending()):
+            if is_true and not incoming.pending and received < size:
                 unread = False
                 break
     except WOULD_BLOCK:
@@ -266,24 +267,32 @@ def keep(tls: TLSState, piece: bytes | memoryview) -> None:
 
 
 def do_write(tls: TLSState) -> None:
-    """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError."""
-    backlog, openssl, outgoing = tls._write_backlog, tls._openssl, tls._outgoing
+    """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError.
+
+    Whatever else writes or closes meanwhile, as a finalizer may, finds all as it is: so nothing comes between what
+    OpenSSL has taken and that it is taken from what waits, and records are sent in the order in which they were made.
+    """
+    backlog, openssl, outgoing, sealed = tls._write_backlog, tls._openssl, tls._outgoing, tls._sealed
     try:
         while backlog and not tls._ssl_writing_paused:
             if len(backlog) > 1:
                 join_small(backlog)
-            piece = backlog[0]
-            size = len(piece)
-            if size > RECORD:
-                piece = memoryview(piece)
-            count = openssl.write(piece[:RECORD] if size > RECORD else piece)
-            if count < size:
-                backlog[0] = memoryview(piece)[count:]
-            else:
+            piece, rest = backlog[0], None
+            if len(piece) > RECORD:
+                view = memoryview(piece)
+                piece, rest = view[:RECORD], view[RECORD:]
+            count = openssl.write(piece)
+            if count < len(piece):
+                backlog[0] = memoryview(backlog[0])[count:]
+            elif rest is None:
                 backlog.popleft()
+            else:
+                backlog[0] = rest
             tls._write_buffer_size -= count
             if outgoing.pending >= AT_ONCE:
-                send(tls)
+                sealed.append(outgoing.read())
+                if len(sealed) == MOST_SEALED:
+                    send(tls)
     except WOULD_BLOCK:
         pass
     finally:
@@ -307,6 +316,11 @@ def send(tls: TLSState) -> None:
     transport = tls._transport
     if not tls._ssl_writing_paused and transport is not None:
         data = tls._outgoing.read()
+        sealed = tls._sealed
+        if sealed:
+            sealed.append(data)
+            data = b"".join(sealed)
+            sealed.clear()
         if data:
             transport.write(data)
 

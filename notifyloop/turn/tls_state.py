@@ -44,6 +44,7 @@ class TLSState(Protocol):  # type: ignore[misc]
         "_openssl",
         "_outgoing",
         "_outgoing_high_water",
+        "_sealed",
         "_ssl_reading_paused",
         "_ssl_writing_paused",
         "_state",
@@ -71,6 +72,7 @@ class TLSState(Protocol):  # type: ignore[misc]
     _openssl: Any  # whose read() and write() are called: below Python's SSLObject, if it is a true one
     _outgoing: ssl.MemoryBIO
     _outgoing_high_water: int
+    _sealed: list[bytes]  # records
     _ssl_reading_paused: bool
     _ssl_writing_paused: bool
     _state: sslproto.SSLProtocolState

@@ -10,6 +10,8 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from .differences import hint
+
 if TYPE_CHECKING:
     from .language import Step
     from .machine import Machine
@@ -135,7 +137,7 @@ class BufferedRecorder(asyncio.BufferedProtocol):
     resume_writing = Recorder.resume_writing
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        self.machine.called(self.end, "get_buffer", str(sizehint))
+        self.machine.called(self.end, "get_buffer", hint(self.end, sizehint))
         sizes = self.end.buffer_sizes
         return memoryview(self.end.buffer)[: sizes.popleft() if sizes else None]
 
