@@ -64,6 +64,7 @@ MOST_DROPPED = 1024 * 1024
 SSL_HANDSHAKE_TIMEOUT = 60.0  # seconds, as the next; asyncio's
 SSL_SHUTDOWN_TIMEOUT = 30.0
 
+BEFORE = Context()  # of a connection that has no transport yet
 BUFFER = 256 * 1024  # bytes, of transports that are not ours; asyncio's
 
 OPEN = (SSLProtocolState.WRAPPED, SSLProtocolState.FLUSHING)
@@ -127,7 +128,7 @@ class TLSProtocol(TLSState):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._context = Context()  # until there is a transport
+        self._context = BEFORE
         self._sealed = []
         self._unread = self._going_on = False
         self._true = is_true(self._sslobj)
@@ -285,11 +286,18 @@ class TLSProtocol(TLSState):
         except ssl.SSLError as error:
             self._on_shutdown_complete(error)
             return
+        if self._state != SSLProtocolState.FLUSHING:
+            return
         # What waits for the transport will be taken, what waits for a peer that has ended will not.
-        waits = self._write_backlog and (self._ssl_writing_paused or not self._eof_received)
-        if self._state == SSLProtocolState.FLUSHING and not waits:
-            self._set_state(SSLProtocolState.SHUTDOWN)
-            self._do_shutdown()
+        if self._write_backlog and (self._ssl_writing_paused or not self._eof_received):
+            # Nobody reads who waits until we do; and who only goes on sending is not heard any more.
+            if self._dropped <= MOST_DROPPED:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+            return
+        self._set_state(SSLProtocolState.SHUTDOWN)
+        self._do_shutdown()
 
     def _do_shutdown(self) -> None:
         answered = self._eof_received

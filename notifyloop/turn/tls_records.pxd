@@ -9,9 +9,11 @@ cpdef data_received(TLSState tls, object data)
 cpdef do_read(TLSState tls)
 cdef read(TLSState tls, object data)
 cdef bint is_empty(TLSState tls) except -1
-@cython.locals(size=Py_ssize_t, place=Py_ssize_t, records=Py_ssize_t, is_true=bint, ended=bint, done=bint)
+cdef Py_ssize_t feed(object incoming, object data, Py_ssize_t place) except -1
+@cython.locals(size=Py_ssize_t, place=Py_ssize_t, records=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
 cdef read_pieces(TLSState tls, object data)
-@cython.locals(size=Py_ssize_t, received=Py_ssize_t, records=Py_ssize_t, count=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
+@cython.locals(room=Py_ssize_t, received=Py_ssize_t, records=Py_ssize_t, size=Py_ssize_t, place=Py_ssize_t)
+@cython.locals(count=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
 cdef read_into_buffer(TLSState tls, object data)
 @cython.locals(count=Py_ssize_t)
 cpdef Py_ssize_t drop_incoming(TLSState tls) except -1

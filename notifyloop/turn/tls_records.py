@@ -34,7 +34,7 @@ logger = logging.getLogger("asyncio")
 
 RECORD = 16 * 1024  # bytes: the most that one can hold
 ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
-MOST_RECORDS = 64  # of one connection in one turn
+MOST_RECORDS = 256  # of one connection in one turn
 AT_ONCE = 4 * RECORD  # bytes into one BIO
 MOST_SEALED = 16  # times as many, made before the transport is asked whether it takes them
 LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
@@ -90,36 +90,38 @@ def is_empty(tls: TLSState) -> bool:
     return tls._true and not tls._incoming.pending and not openssl.pending()
 
 
+def feed(incoming: ssl.MemoryBIO, data: Data, place: int) -> int:
+    """Give OpenSSL a part of what came. Returns where the next one begins."""
+    incoming.write(data if len(data) <= AT_ONCE else memoryview(data)[place : place + AT_ONCE])
+    return place + AT_ONCE
+
+
 def read_pieces(tls: TLSState, data: Data) -> None:
     incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
-    size, place, records = len(data), 0, 0
-    ended = done = False
+    size, place, records = len(data), feed(incoming, data, 0), 0
+    ended, unread = False, True
     pieces: list[bytes] = []
     try:
-        while not done:
-            if place < size:
-                incoming.write(data if size <= AT_ONCE else memoryview(data)[place : place + AT_ONCE])
-                place += AT_ONCE
-            done = place >= size
+        while unread and records < MOST_RECORDS:
             try:
-                while True:
-                    if records == MOST_RECORDS:
-                        done = True
-                        break
-                    piece = openssl.read(ALL_OF_ONE)
-                    records += 1
-                    if not piece:
-                        ended = done = True
-                        break
-                    pieces.append(piece)
-                    if is_true and not incoming.pending and len(piece) < ALL_OF_ONE:
-                        break
+                piece = openssl.read(ALL_OF_ONE)
             except WOULD_BLOCK:
-                pass
+                unread = place < size
+            else:
+                if not piece:
+                    ended = True
+                    break
+                records += 1
+                pieces.append(piece)
+                if not is_true or incoming.pending or len(piece) == ALL_OF_ONE:
+                    continue
+                unread = place < size
+            if unread:
+                place = feed(incoming, data, place)
     finally:
         if place < size:
             incoming.write(memoryview(data)[place:])
-        tls._unread = records == MOST_RECORDS and not ended and (not is_true or incoming.pending > 0)
+        tls._unread = unread and not ended
         if pieces:
             protocol = tls._app_protocol
             protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -131,28 +133,33 @@ def read_pieces(tls: TLSState, data: Data) -> None:
 
 def read_into_buffer(tls: TLSState, data: Data) -> None:
     incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
-    incoming.write(data)
-    buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending)).cast("B")
-    size, received, records = len(buffer), 0, 0
-    if not size:
+    buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending + len(data))).cast("B")
+    room, received, records = len(buffer), 0, 0
+    if not room:
         raise RuntimeError("get_buffer() returned an empty buffer")
-    ended = False
-    unread = True
+    size, place = len(data), feed(incoming, data, 0)
+    ended, unread = False, True
     try:
-        while received < size and records < MOST_RECORDS:
-            count = openssl.read(size - received, buffer[received:])
-            records += 1
-            if not count:
-                ended = True
-                break
-            received += count
-            if is_true and not incoming.pending and received < size:
-                unread = False
-                break
-    except WOULD_BLOCK:
-        unread = False
+        while unread and received < room and records < MOST_RECORDS:
+            try:
+                count = openssl.read(room - received, buffer[received:])
+            except WOULD_BLOCK:
+                unread = place < size
+            else:
+                if not count:
+                    ended = True
+                    break
+                records += 1
+                received += count
+                if not is_true or incoming.pending or received == room:
+                    continue
+                unread = place < size
+            if unread:
+                place = feed(incoming, data, place)
     finally:
         buffer.release()  # the program may change its size
+        if place < size:
+            incoming.write(memoryview(data)[place:])
         tls._unread = unread and not ended
         if received:
             tls._app_protocol_buffer_updated(received)
