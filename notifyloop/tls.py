@@ -46,7 +46,6 @@ from notifyloop.turn.tls_state import TLSState, TLSTransportState
 
 if TYPE_CHECKING:
     import socket
-
     from collections.abc import Iterable
 
     from notifyloop.turn.surface import Loop
@@ -122,6 +121,8 @@ class TLSProtocol(TLSState):
     _app_transport_created: bool
     _handshake_start_time: float | None
     _handshake_timeout_handle: asyncio.TimerHandle | None
+    _ssl_buffer: bytearray | memoryview
+    _ssl_buffer_view: memoryview
     _sslobj: Any
     _below: Any = None  # the transport, also when the connection is lost
     _dropped = 0  # bytes

@@ -227,12 +227,11 @@ def write(transport: TLSTransportState, data: Data) -> None:
         write_appdata(tls, (data,))
         return
     openssl = tls._openssl
-    sent = 0
     try:
         try:
             sent = openssl.write(data)
         except WOULD_BLOCK:
-            pass
+            sent = 0
         if sent < len(data):
             keep(tls, memoryview(data)[sent:])
             do_write(tls)

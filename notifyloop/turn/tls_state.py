@@ -35,6 +35,7 @@ class TLSState(Protocol):  # type: ignore[misc]
         "_app_protocol_is_buffer",
         "_app_reading_paused",
         "_app_writing_paused",
+        "_conn_lost",
         "_context",
         "_eof_received",
         "_going_on",
