@@ -73,7 +73,7 @@ def read(tls: TLSState, data: Data) -> None:
                 read_pieces(tls, data)
             else:
                 tls._unread = False
-            if tls._write_backlog:
+            if tls._write_backlog and tls._state is WRAPPED:
                 do_write(tls)
             else:
                 process_outgoing(tls)
