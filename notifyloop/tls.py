@@ -346,7 +346,7 @@ class TLSProtocol(TLSState):
             self._set_state(SSLProtocolState.UNWRAPPED)  # for asyncio keeps it from a protocol that is in a handshake
         if exc is None:
             self._wakeup_waiter(ConnectionAbortedError("the connection was closed before the TLS handshake ended"))
-        self._sealed.clear()
+        self._sealed = []
         super().connection_lost(exc)
         self._ssl_buffer = self._ssl_buffer_view = memoryview(b"")
 

@@ -36,7 +36,7 @@ RECORD = 16 * 1024  # bytes: the most that one can hold
 ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
 MOST_RECORDS = 256  # of one connection in one turn
 AT_ONCE = 4 * RECORD  # bytes into one BIO
-MOST_SEALED = 16  # times as many, made before the transport is asked whether it takes them
+MOST_SEALED = 16  # times as many, before the transport is asked whether it takes them
 LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
 
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLSyscallError)  # what says that the peer's next words are needed first
@@ -198,6 +198,8 @@ def control_reading(tls: TLSState) -> None:
     """Have the transport wait for the program."""
     size = tls._incoming.pending
     transport = tls._transport
+    if transport is None:
+        return
     if tls._ssl_reading_paused:
         if size <= tls._incoming_low_water:
             tls._ssl_reading_paused = False
@@ -218,7 +220,7 @@ def write(transport: TLSTransportState, data: Data) -> None:
         assert isinstance(tls, TLSState)
     if (
         type(data) is not bytes
-        or len(data) > RECORD
+        or len(data) > AT_ONCE
         or not data
         or tls._state is not WRAPPED
         or tls._write_backlog
@@ -278,15 +280,15 @@ def do_write(tls: TLSState) -> None:
     Whatever else writes or closes meanwhile, as a finalizer may, finds all as it is: so nothing comes between what
     OpenSSL has taken and that it is taken from what waits, and records are sent in the order in which they were made.
     """
-    backlog, openssl, outgoing, sealed = tls._write_backlog, tls._openssl, tls._outgoing, tls._sealed
+    backlog, openssl, outgoing = tls._write_backlog, tls._openssl, tls._outgoing
     try:
         while backlog and not tls._ssl_writing_paused:
             if len(backlog) > 1:
                 join_small(backlog)
             piece, rest = backlog[0], None
-            if len(piece) > RECORD:
+            if len(piece) > AT_ONCE:
                 view = memoryview(piece)
-                piece, rest = view[:RECORD], view[RECORD:]
+                piece, rest = view[:AT_ONCE], view[AT_ONCE:]
             count = openssl.write(piece)
             if count < len(piece):
                 backlog[0] = memoryview(backlog[0])[count:]
@@ -295,9 +297,9 @@ def do_write(tls: TLSState) -> None:
             else:
                 backlog[0] = rest
             tls._write_buffer_size -= count
-            if outgoing.pending >= AT_ONCE:
-                sealed.append(outgoing.read())
-                if len(sealed) == MOST_SEALED:
+            if backlog and outgoing.pending >= AT_ONCE:
+                tls._sealed.append(outgoing.read())
+                if len(tls._sealed) == MOST_SEALED:
                     send(tls)
     except WOULD_BLOCK:
         pass
@@ -324,10 +326,10 @@ def send(tls: TLSState) -> None:
         data = tls._outgoing.read()
         sealed = tls._sealed
         if sealed:
+            tls._sealed = []
             sealed.append(data)
-            data = b"".join(sealed)
-            sealed.clear()
-        if data:
+            transport.writelines(sealed)
+        elif data:
             transport.write(data)
 
 

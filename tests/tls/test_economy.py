@@ -351,6 +351,9 @@ class Below(asyncio.Transport):
     def close(self) -> None:
         self._force_close(None)
 
+    def abort(self) -> None:
+        self._force_close(None)
+
     def _force_close(self, error: Exception | None) -> None:
         if not self.closed:
             self.closed = True
