@@ -25,6 +25,7 @@ pytestmark = [
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 VERSION = pytest.mark.parametrize("version", VERSIONS)
+CHUNK = 64 * 1024  # bytes
 MUCH = 3_000_000  # bytes, more than the buffers between two processes hold
 
 
@@ -258,6 +259,53 @@ class TestTheirServer:
             assert await connection.lost is None
 
 
+class Holding:
+    """Stands between a client and a server, and can hold what the client says until it has said all."""
+
+    def __init__(self, port: int) -> None:
+        self.server_port = port
+        self.hold = False
+        self.held = bytearray()
+        self.news = asyncio.Event()
+        self.all = asyncio.Event()
+
+    async def __aenter__(self) -> Holding:
+        self.server = await asyncio.start_server(self.relay, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        self.towards.close()
+        self.back.cancel()
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, self.towards = await asyncio.open_connection("127.0.0.1", self.server_port)
+
+        async def answer() -> None:
+            while data := await answers.read(CHUNK):
+                writer.write(data)
+            writer.close()
+
+        self.back = asyncio.ensure_future(answer())
+        while data := await reader.read(CHUNK):
+            if self.hold:
+                self.held += data
+                self.news.set()
+            else:
+                self.towards.write(data)
+        self.all.set()
+
+    async def more(self) -> None:
+        await self.news.wait()
+        self.news.clear()
+
+    async def go_on(self) -> None:
+        await self.all.wait()
+        self.towards.write(bytes(self.held))
+        self.towards.write_eof()
+
+
 async def converse(process: asyncio.subprocess.Process, connection: Recorder, commands: str, done: bytes = b"") -> None:
     """They do what each letter says, tell that it is done, unless they look at their input first, and both ends say
     something.
@@ -288,6 +336,24 @@ class TestWhatIsAgreedAnew:
             address = ("-connect", f"127.0.0.1:{port}", "-servername", "localhost")
             async with openssl("s_client", *address, stderr=asyncio.subprocess.STDOUT) as client:
                 await converse(client, await connections.get(), "KkKK", b"KEYUPDATE\n")
+
+    @pytest.mark.asyncio
+    async def test_keys_between_two_lines_in_one_segment(self, identity: Identity) -> None:
+        async with listening(identity.server()) as (port, connections), Holding(port) as relay:
+            address = ("-connect", f"127.0.0.1:{relay.port}", "-servername", "localhost")
+            async with openssl("s_client", *address, stderr=asyncio.subprocess.STDOUT) as client:
+                assert client.stdin is not None
+                assert client.stdout is not None
+                connection = await connections.get()
+                connection.transport.write(b"<shaken>")
+                await client.stdout.readuntil(b"<shaken>")
+                relay.hold = True
+                for command in (b"one\n", b"K\n", b"two\n", b"k\n", b"Q\n"):  # Q: a close_notify
+                    client.stdin.write(command)
+                    await relay.more()  # else it takes the next command for a part of the line
+                await relay.go_on()
+                assert await connection.lost is None
+                assert connection.received == b"one\ntwo\n"
 
     @pytest.mark.asyncio
     async def test_keys_of_their_server(self, identity: Identity) -> None:
