@@ -215,6 +215,29 @@ async def test_small_pieces_that_are_written_together_are_one_record(
     await protocol.lost
 
 
+async def test_the_first_words_go_with_the_end_of_the_handshake(ours: socket.socket, peer: Any, tls: Contexts) -> None:
+    class Eager(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.transport.write(b"first")
+
+    loop = asyncio.get_running_loop()
+    peer.speak(tls[0], server_side=True)
+    connecting = asyncio.ensure_future(
+        loop.create_connection(Eager, sock=ours, ssl=tls[1], server_hostname="localhost")
+    )
+    await peer.hear()
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.tls.do_handshake()
+    await peer.send(peer.outgoing.read())
+    await peer.hear()
+    peer.tls.do_handshake()
+    assert peer.tls.read() == b"first"  # of one segment
+    _, protocol = await connecting
+    protocol.transport.abort()
+    await protocol.lost
+
+
 async def test_each_write_is_sent_at_once(ours: socket.socket, peer: Any, tls: Contexts) -> None:
     protocol = await accept(ours, peer, tls)
     protocol.transport.write(b"first")
