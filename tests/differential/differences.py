@@ -2,8 +2,8 @@
 
 Most are steps that are left out on both loops where they would show a difference. Each rule below says what and why,
 and is asked when the step would be carried out; both loops must be in a state to give the same answer. The rest is what
-a transport calls and the program does not hear (`unheard`), what is only a hint (`hint`), and order across connections
-(`connection_by_connection`).
+a transport calls and the program does not hear (`unheard`), what only says how much may come (`hint`, `spare`), and
+order across connections (`connection_by_connection`).
 """
 
 from __future__ import annotations
@@ -128,7 +128,14 @@ def hint(end: End, size: int) -> str:
     """Of TLS, what get_buffer() is told is the size of the records that came. asyncio makes one of each small piece
     that writelines() is given, ours one of several.
     """
-    return "" if end.kind == "tls" and size > 0 else str(size)
+    return "" if end.kind == "tls" else str(size)
+
+
+def spare(end: End, size: int) -> bool:
+    """asyncio's TLS asks for a buffer that it has no use for, if one was full and more came in the same turn: it looks
+    twice then.
+    """
+    return end.kind == "tls" and size == 0
 
 
 def connection_by_connection(lines: list[str]) -> list[str]:

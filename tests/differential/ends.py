@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .differences import hint
+from .differences import hint, spare
 
 if TYPE_CHECKING:
     from .language import Step
@@ -137,6 +137,8 @@ class BufferedRecorder(asyncio.BufferedProtocol):
     resume_writing = Recorder.resume_writing
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if spare(self.end, sizehint):
+            return memoryview(self.end.buffer)
         self.machine.called(self.end, "get_buffer", hint(self.end, sizehint))
         sizes = self.end.buffer_sizes
         return memoryview(self.end.buffer)[: sizes.popleft() if sizes else None]
