@@ -2,7 +2,7 @@ cimport cython
 
 from notifyloop.turn.layouts cimport TLSState, TLSTransportState
 
-cdef Py_ssize_t RECORD, ALL_OF_ONE, MOST_RECORDS, AT_ONCE, MOST_SEALED
+cdef Py_ssize_t RECORD, ALL_OF_ONE, AT_ONCE, MOST_SEALED
 
 
 cpdef data_received(TLSState tls, object data)
@@ -10,9 +10,9 @@ cpdef do_read(TLSState tls)
 cdef read(TLSState tls, object data)
 cdef bint is_empty(TLSState tls) except -1
 cdef Py_ssize_t feed(object incoming, object data, Py_ssize_t place) except -1
-@cython.locals(size=Py_ssize_t, place=Py_ssize_t, records=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
+@cython.locals(size=Py_ssize_t, place=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
 cdef read_pieces(TLSState tls, object data)
-@cython.locals(room=Py_ssize_t, received=Py_ssize_t, records=Py_ssize_t, size=Py_ssize_t, place=Py_ssize_t)
+@cython.locals(room=Py_ssize_t, received=Py_ssize_t, size=Py_ssize_t, place=Py_ssize_t)
 @cython.locals(count=Py_ssize_t, is_true=bint, ended=bint, unread=bint)
 cdef read_into_buffer(TLSState tls, object data)
 @cython.locals(count=Py_ssize_t)
@@ -25,8 +25,10 @@ cpdef write(TLSTransportState transport, object data)
 cpdef write_appdata(TLSState tls, object list_of_data)
 cpdef kept(object data)
 cdef keep(TLSState tls, object piece)
-@cython.locals(count=Py_ssize_t)
+@cython.locals(again=bint)
 cpdef do_write(TLSState tls)
+@cython.locals(count=Py_ssize_t)
+cdef bint seal(TLSState tls) except -1
 @cython.locals(size=Py_ssize_t)
 cdef join_small(object backlog)
 cdef send(TLSState tls)

@@ -2,11 +2,12 @@
 
 Reading: OpenSSL says by an exception that it needs more, and that costs as much as all the rest. It is not asked where
 nothing can be left: it takes from its BIO no more than the record that it reads, and who asks for more than a record
-holds gets all of one. How many records one connection may read in a turn is limited, for their bytes say little of
-the time that they take.
+holds gets all of one. What was received at once is delivered at once, as far as the program has room for it: what is
+put off would be lost with the connection.
 
 Writing: each write becomes records, and these go to the transport, at once. While the transport takes no more, what
-is written waits as it is, and takes neither time nor room twice.
+is written waits as it is, and takes neither time nor room twice. Whoever writes while somebody does so already, as a
+finalizer or a signal handler may at any point, only adds to what waits: records go out in the order of what is in them.
 
 Buffers: a connection has none of its own. What is received is made for it, and given to a BIO, which keeps the size
 that it once had for as long as it lives. So no BIO is given more at once than a few records, unless the program
@@ -34,7 +35,6 @@ logger = logging.getLogger("asyncio")
 
 RECORD = 16 * 1024  # bytes: the most that one can hold
 ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
-MOST_RECORDS = 256  # of one connection in one turn
 AT_ONCE = 4 * RECORD  # bytes into one BIO
 MOST_SEALED = 16  # times as many, before the transport is asked whether it takes them
 LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
@@ -98,11 +98,12 @@ def feed(incoming: ssl.MemoryBIO, data: Data, place: int) -> int:
 
 def read_pieces(tls: TLSState, data: Data) -> None:
     incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
-    size, place, records = len(data), feed(incoming, data, 0), 0
+    size, place = len(data), feed(incoming, data, 0)
     ended, unread = False, True
     pieces: list[bytes] = []
+    tls._unread = False
     try:
-        while unread and records < MOST_RECORDS:
+        while unread:
             try:
                 piece = openssl.read(ALL_OF_ONE)
             except WOULD_BLOCK:
@@ -111,7 +112,6 @@ def read_pieces(tls: TLSState, data: Data) -> None:
                 if not piece:
                     ended = True
                     break
-                records += 1
                 pieces.append(piece)
                 if not is_true or incoming.pending or len(piece) == ALL_OF_ONE:
                     continue
@@ -121,26 +121,32 @@ def read_pieces(tls: TLSState, data: Data) -> None:
     finally:
         if place < size:
             incoming.write(memoryview(data)[place:])
-        tls._unread = unread and not ended
         if pieces:
             protocol = tls._app_protocol
             protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
     if ended:
         tls._peer_ended()
-    elif tls._unread:
-        go_on_reading(tls)
 
 
 def read_into_buffer(tls: TLSState, data: Data) -> None:
     incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
-    buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending + len(data))).cast("B")
-    room, received, records = len(buffer), 0, 0
+    try:
+        buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending + len(data))).cast("B")
+    except BaseException:  # an interrupt, after which it is asked again
+        incoming.write(data)
+        tls._unread = True
+        go_on_reading(tls)
+        raise
+    if tls._state is not WRAPPED:  # who was asked has closed the connection
+        data_received(tls, data)
+        return
+    room, received = len(buffer), 0
     if not room:
         raise RuntimeError("get_buffer() returned an empty buffer")
     size, place = len(data), feed(incoming, data, 0)
     ended, unread = False, True
     try:
-        while unread and received < room and records < MOST_RECORDS:
+        while unread and received < room:
             try:
                 count = openssl.read(room - received, buffer[received:])
             except WOULD_BLOCK:
@@ -149,7 +155,6 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
                 if not count:
                     ended = True
                     break
-                records += 1
                 received += count
                 if not is_true or incoming.pending or received == room:
                     continue
@@ -161,12 +166,12 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
         if place < size:
             incoming.write(memoryview(data)[place:])
         tls._unread = unread and not ended
+        if tls._unread:
+            go_on_reading(tls)  # first, for the program may raise what ends no connection
         if received:
             tls._app_protocol_buffer_updated(received)
     if ended:
         tls._peer_ended()
-    elif tls._unread:
-        go_on_reading(tls)
 
 
 def drop_incoming(tls: TLSState) -> int:
@@ -220,25 +225,36 @@ def write(transport: TLSTransportState, data: Data) -> None:
         assert isinstance(tls, TLSState)
     if (
         type(data) is not bytes
-        or len(data) > AT_ONCE
+        or len(data) > RECORD
         or not data
         or tls._state is not WRAPPED
         or tls._write_backlog
         or tls._ssl_writing_paused
+        or tls._writing
     ):
         write_appdata(tls, (data,))
         return
     openssl = tls._openssl
+    tls._writing = True
     try:
         try:
             sent = openssl.write(data)
         except WOULD_BLOCK:
             sent = 0
         if sent < len(data):
-            keep(tls, memoryview(data)[sent:])
+            tls._write_backlog.appendleft(memoryview(data)[sent:])
+            tls._write_buffer_size += len(data) - sent
+        send(tls)
+    except Exception as error:
+        tls._fatal_error(error, "Fatal error on SSL protocol")
+        return
+    finally:
+        tls._writing = False
+    try:
+        if tls._write_backlog:
             do_write(tls)
         else:
-            process_outgoing(tls)
+            control_writing(tls)
     except Exception as error:
         tls._fatal_error(error, "Fatal error on SSL protocol")
 
@@ -275,37 +291,49 @@ def keep(tls: TLSState, piece: bytes | memoryview) -> None:
 
 
 def do_write(tls: TLSState) -> None:
-    """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError.
-
-    Whatever else writes or closes meanwhile, as a finalizer may, finds all as it is: so nothing comes between what
-    OpenSSL has taken and that it is taken from what waits, and records are sent in the order in which they were made.
-    """
-    backlog, openssl, outgoing = tls._write_backlog, tls._openssl, tls._outgoing
+    """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError."""
+    if tls._writing:
+        return  # whoever does so comes to all that waits
+    again = True
+    tls._writing = True
     try:
-        while backlog and not tls._ssl_writing_paused:
-            if len(backlog) > 1:
-                join_small(backlog)
-            piece, rest = backlog[0], None
-            if len(piece) > AT_ONCE:
-                view = memoryview(piece)
-                piece, rest = view[:AT_ONCE], view[AT_ONCE:]
-            count = openssl.write(piece)
-            if count < len(piece):
-                backlog[0] = memoryview(backlog[0])[count:]
-            elif rest is None:
-                backlog.popleft()
-            else:
-                backlog[0] = rest
-            tls._write_buffer_size -= count
-            if backlog and outgoing.pending >= AT_ONCE:
-                tls._sealed.append(outgoing.read())
-                if len(tls._sealed) == MOST_SEALED:
-                    send(tls)
-    except WOULD_BLOCK:
-        pass
+        while again:
+            try:
+                again = seal(tls)
+            finally:
+                send(tls)
+            again = again and bool(tls._write_backlog) and not tls._ssl_writing_paused
     finally:
-        send(tls)
+        tls._writing = False
     control_writing(tls)
+
+
+def seal(tls: TLSState) -> bool:
+    """Make records of what waits. Returns whether OpenSSL would make more of them."""
+    backlog, openssl, outgoing = tls._write_backlog, tls._openssl, tls._outgoing
+    while backlog and not tls._ssl_writing_paused:
+        if len(backlog) > 1:
+            join_small(backlog)
+        piece = backlog[0]
+        # It is taken away first: what an interrupt comes from is a call that has taken it.
+        if len(piece) > RECORD:
+            view = memoryview(piece)
+            piece, backlog[0] = view[:RECORD], view[RECORD:]
+        else:
+            backlog.popleft()
+        try:
+            count = openssl.write(piece)
+        except WOULD_BLOCK:
+            backlog.appendleft(piece)
+            return False
+        if count < len(piece):
+            backlog.appendleft(memoryview(piece)[count:])
+        tls._write_buffer_size -= count
+        if backlog and outgoing.pending >= AT_ONCE:
+            tls._sealed.append(outgoing.read())
+            if len(tls._sealed) == MOST_SEALED:
+                send(tls)
+    return True
 
 
 def join_small(backlog: deque[bytes | memoryview]) -> None:
@@ -334,8 +362,17 @@ def send(tls: TLSState) -> None:
 
 
 def process_outgoing(tls: TLSState) -> None:
-    send(tls)
-    control_writing(tls)
+    if tls._writing:
+        return  # whoever writes sends that, too
+    tls._writing = True
+    try:
+        send(tls)
+    finally:
+        tls._writing = False
+    if tls._write_backlog and tls._state is WRAPPED:  # what came in between
+        do_write(tls)
+    else:
+        control_writing(tls)
 
 
 def control_writing(tls: TLSState) -> None:

@@ -54,6 +54,7 @@ class TLSState(Protocol):  # type: ignore[misc]
         "_unread",
         "_write_backlog",
         "_write_buffer_size",
+        "_writing",
     )
 
     _app_protocol: Any
@@ -82,6 +83,7 @@ class TLSState(Protocol):  # type: ignore[misc]
     _unread: bool  # the program has not been given all that is there
     _write_backlog: deque[bytes | memoryview]
     _write_buffer_size: int
+    _writing: bool  # somebody makes records, or gives them to the transport
 
 
 class TLSTransportState(Transport):  # type: ignore[misc]
