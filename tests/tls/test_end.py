@@ -315,7 +315,7 @@ async def live(ours: socket.socket, peer: Any, tls: Contexts, protocol: Callable
         while "pause" not in made[0].events and not made[0].transport.is_closing():
             made[0].transport.write(bytes(100_000))
             left += 100_000
-        # All of it, or closing the peer's socket resets the connection, which on Windows takes from us what is not read.
+        # All of it, or closing the peer's socket resets the connection. On Windows that takes from us what is not read.
         while left and (received := await peer.receive()):
             left -= len(received)
         if politely:

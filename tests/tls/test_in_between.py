@@ -151,13 +151,16 @@ async def test_whoever_writes_in_the_midst_of_a_write(
         if then == "close":
             protocol.transport.close()
 
+    receiving = asyncio.ensure_future(peer.receive_all())
     for send in (protocol.transport.write, lambda data: protocol.transport.writelines([data, data])):
         if protocol.transport.is_closing():
             break
         midst.append(disturb)
         send(b"a" * size)
+        while midst:  # the transport does not take more yet
+            await asyncio.sleep(0)
     protocol.transport.close()
-    received = await peer.receive_all()
+    received = await receiving
     await peer.send(peer.goodbye())
     assert await protocol.lost is None
     assert received == b"a" * size + b"Z" + (b"a" * 2 * size + b"Z" if then == "write" else b"")
