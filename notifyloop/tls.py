@@ -131,7 +131,7 @@ class TLSProtocol(TLSState):
         super().__init__(*arguments, **options)
         self._context = BEFORE
         self._sealed = []
-        self._unread = self._going_on = self._writing = False
+        self._unread = self._going_on = self._busy = False
         self._true = is_true(self._sslobj)
         self._openssl = self._sslobj._sslobj if self._true else self._sslobj
 
@@ -281,7 +281,7 @@ class TLSProtocol(TLSState):
 
     def _do_flush(self) -> None:
         """Send what was accepted, then say goodbye. Nothing is for the program any more."""
-        if self._writing:  # whoever closes has come in between
+        if self._busy:  # whoever closes has come in between
             go_on_reading(self)
             return
         try:

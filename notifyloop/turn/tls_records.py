@@ -6,8 +6,9 @@ holds gets all of one. What was received at once is delivered at once, as far as
 put off would be lost with the connection.
 
 Writing: each write becomes records, and these go to the transport, at once. While the transport takes no more, what
-is written waits as it is, and takes neither time nor room twice. Whoever writes while somebody does so already, as a
-finalizer or a signal handler may at any point, only adds to what waits: records go out in the order of what is in them.
+is written waits as it is, and takes neither time nor room twice. Whoever writes while OpenSSL is asked or the transport
+given something, as a finalizer or a signal handler may at any point, only adds to what waits: records go out in the
+order of what is in them.
 
 Buffers: a connection has none of its own. What is received is made for it, and given to a BIO, which keeps the size
 that it once had for as long as it lives. So no BIO is given more at once than a few records, unless the program
@@ -66,17 +67,17 @@ def read(tls: TLSState, data: Data) -> None:
     try:
         if tls._app_reading_paused or (tls._unread and tls._going_on):
             tls._incoming.write(data)
+        elif tls._app_protocol_is_buffer:
+            read_into_buffer(tls, data)
+        elif data or not is_empty(tls):
+            read_pieces(tls, data)
         else:
-            if tls._app_protocol_is_buffer:
-                read_into_buffer(tls, data)
-            elif data or not is_empty(tls):
-                read_pieces(tls, data)
-            else:
-                tls._unread = False
-            if tls._write_backlog and tls._state is WRAPPED:
-                do_write(tls)
-            else:
-                process_outgoing(tls)
+            tls._unread = False
+        # Also if the program reads nothing: the end of a handshake may be there to be sent.
+        if tls._write_backlog and tls._state is WRAPPED:
+            do_write(tls)
+        else:
+            process_outgoing(tls)
         control_reading(tls)
     except Exception as error:
         tls._fatal_error(error, "Fatal error on SSL protocol")
@@ -102,6 +103,7 @@ def read_pieces(tls: TLSState, data: Data) -> None:
     ended, unread = False, True
     pieces: list[bytes] = []
     tls._unread = False
+    busy, tls._busy = tls._busy, True
     try:
         while unread:
             try:
@@ -119,6 +121,7 @@ def read_pieces(tls: TLSState, data: Data) -> None:
             if unread:
                 place = feed(incoming, data, place)
     finally:
+        tls._busy = busy
         if place < size:
             incoming.write(memoryview(data)[place:])
         if pieces:
@@ -132,10 +135,11 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
     incoming, openssl, is_true = tls._incoming, tls._openssl, tls._true
     try:
         buffer = memoryview(tls._app_protocol_get_buffer(incoming.pending + len(data))).cast("B")
-    except BaseException:  # an interrupt, after which it is asked again
+    except BaseException as error:
         incoming.write(data)
-        tls._unread = True
-        go_on_reading(tls)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):  # after which it is asked again
+            tls._unread = True
+            go_on_reading(tls)
         raise
     if tls._state is not WRAPPED:  # who was asked has closed the connection
         data_received(tls, data)
@@ -145,6 +149,7 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
         raise RuntimeError("get_buffer() returned an empty buffer")
     size, place = len(data), feed(incoming, data, 0)
     ended, unread = False, True
+    busy, tls._busy = tls._busy, True
     try:
         while unread and received < room:
             try:
@@ -162,6 +167,7 @@ def read_into_buffer(tls: TLSState, data: Data) -> None:
             if unread:
                 place = feed(incoming, data, place)
     finally:
+        tls._busy = busy
         buffer.release()  # the program may change its size
         if place < size:
             incoming.write(memoryview(data)[place:])
@@ -230,26 +236,31 @@ def write(transport: TLSTransportState, data: Data) -> None:
         or tls._state is not WRAPPED
         or tls._write_backlog
         or tls._ssl_writing_paused
-        or tls._writing
+        or tls._busy
     ):
         write_appdata(tls, (data,))
         return
     openssl = tls._openssl
-    tls._writing = True
+    tls._busy = True
     try:
         try:
             sent = openssl.write(data)
         except WOULD_BLOCK:
-            sent = 0
-        if sent < len(data):
-            tls._write_backlog.appendleft(memoryview(data)[sent:])
-            tls._write_buffer_size += len(data) - sent
-        send(tls)
+            put_back(tls, data)
+        except BaseException:
+            if not tls._outgoing.pending:  # an interrupt came before OpenSSL had it
+                put_back(tls, data)
+            raise
+        else:
+            if sent < len(data):
+                put_back(tls, memoryview(data)[sent:])
+        finally:
+            send(tls)
     except Exception as error:
         tls._fatal_error(error, "Fatal error on SSL protocol")
         return
     finally:
-        tls._writing = False
+        tls._busy = False
     try:
         if tls._write_backlog:
             do_write(tls)
@@ -292,10 +303,10 @@ def keep(tls: TLSState, piece: bytes | memoryview) -> None:
 
 def do_write(tls: TLSState) -> None:
     """Make records of what waits, as long as the transport takes them. Raises ssl.SSLError."""
-    if tls._writing:
+    if tls._busy:
         return  # whoever does so comes to all that waits
     again = True
-    tls._writing = True
+    tls._busy = True
     try:
         while again:
             try:
@@ -304,7 +315,7 @@ def do_write(tls: TLSState) -> None:
                 send(tls)
             again = again and bool(tls._write_backlog) and not tls._ssl_writing_paused
     finally:
-        tls._writing = False
+        tls._busy = False
     control_writing(tls)
 
 
@@ -314,26 +325,34 @@ def seal(tls: TLSState) -> bool:
     while backlog and not tls._ssl_writing_paused:
         if len(backlog) > 1:
             join_small(backlog)
-        piece = backlog[0]
-        # It is taken away first: what an interrupt comes from is a call that has taken it.
+        piece, before = backlog[0], outgoing.pending
         if len(piece) > RECORD:
             view = memoryview(piece)
             piece, backlog[0] = view[:RECORD], view[RECORD:]
         else:
             backlog.popleft()
+        tls._write_buffer_size -= len(piece)
         try:
             count = openssl.write(piece)
         except WOULD_BLOCK:
-            backlog.appendleft(piece)
+            put_back(tls, piece)
             return False
+        except BaseException:
+            if outgoing.pending == before:  # an interrupt came before OpenSSL had it
+                put_back(tls, piece)
+            raise
         if count < len(piece):
-            backlog.appendleft(memoryview(piece)[count:])
-        tls._write_buffer_size -= count
+            put_back(tls, memoryview(piece)[count:])
         if backlog and outgoing.pending >= AT_ONCE:
             tls._sealed.append(outgoing.read())
             if len(tls._sealed) == MOST_SEALED:
                 send(tls)
     return True
+
+
+def put_back(tls: TLSState, piece: bytes | memoryview) -> None:
+    tls._write_backlog.appendleft(piece)
+    tls._write_buffer_size += len(piece)
 
 
 def join_small(backlog: deque[bytes | memoryview]) -> None:
@@ -348,10 +367,13 @@ def join_small(backlog: deque[bytes | memoryview]) -> None:
 
 
 def send(tls: TLSState) -> None:
-    """Give the transport what OpenSSL has to say."""
-    transport = tls._transport
-    if not tls._ssl_writing_paused and transport is not None:
-        data = tls._outgoing.read()
+    """Give the transport what OpenSSL has to say, and what it says meanwhile."""
+    outgoing = tls._outgoing
+    while not tls._ssl_writing_paused:
+        transport = tls._transport
+        if transport is None:
+            return
+        data = outgoing.read()
         sealed = tls._sealed
         if sealed:
             tls._sealed = []
@@ -359,16 +381,18 @@ def send(tls: TLSState) -> None:
             transport.writelines(sealed)
         elif data:
             transport.write(data)
+        else:
+            return
 
 
 def process_outgoing(tls: TLSState) -> None:
-    if tls._writing:
+    if tls._busy:
         return  # whoever writes sends that, too
-    tls._writing = True
+    tls._busy = True
     try:
         send(tls)
     finally:
-        tls._writing = False
+        tls._busy = False
     if tls._write_backlog and tls._state is WRAPPED:  # what came in between
         do_write(tls)
     else:

@@ -35,6 +35,7 @@ class TLSState(Protocol):  # type: ignore[misc]
         "_app_protocol_is_buffer",
         "_app_reading_paused",
         "_app_writing_paused",
+        "_busy",
         "_conn_lost",
         "_context",
         "_eof_received",
@@ -54,7 +55,6 @@ class TLSState(Protocol):  # type: ignore[misc]
         "_unread",
         "_write_backlog",
         "_write_buffer_size",
-        "_writing",
     )
 
     _app_protocol: Any
@@ -63,6 +63,7 @@ class TLSState(Protocol):  # type: ignore[misc]
     _app_protocol_is_buffer: bool
     _app_reading_paused: bool
     _app_writing_paused: bool
+    _busy: bool  # OpenSSL is asked, or the transport is given something
     _conn_lost: int
     _context: Context
     _eof_received: bool
@@ -83,7 +84,6 @@ class TLSState(Protocol):  # type: ignore[misc]
     _unread: bool  # the program has not been given all that is there
     _write_backlog: deque[bytes | memoryview]
     _write_buffer_size: int
-    _writing: bool  # somebody makes records, or gives them to the transport
 
 
 class TLSTransportState(Transport):  # type: ignore[misc]

@@ -131,7 +131,7 @@ async def test_whoever_closes_when_asked_for_a_buffer_receives_nothing(
 @pytest.mark.parametrize("size", [1000, 20_000, 300_000])
 @pytest.mark.parametrize("then", ["write", "close"])
 async def test_whoever_writes_in_the_midst_of_a_write(
-    ours: socket.socket, peer: Any, tls: Contexts, size: int, then: str
+    ours: socket.socket, peer: Any, tls: Contexts, monkeypatch: pytest.MonkeyPatch, size: int, then: str
 ) -> None:
     """As a finalizer does, or a signal handler: Python runs them when OpenSSL has taken what is written."""
     midst: list[Callable[[], None]] = []
@@ -143,7 +143,7 @@ async def test_whoever_writes_in_the_midst_of_a_write(
                 midst.pop()()
             return count
 
-    tls[0].sslobject_class = Disturbed
+    monkeypatch.setattr(tls[0], "sslobject_class", Disturbed)
     protocol = await accept(ours, peer, tls)
 
     def disturb() -> None:
@@ -164,3 +164,62 @@ async def test_whoever_writes_in_the_midst_of_a_write(
     await peer.send(peer.goodbye())
     assert await protocol.lost is None
     assert received == b"a" * size + b"Z" + (b"a" * 2 * size + b"Z" if then == "write" else b"")
+
+
+@pytest.mark.asyncio(loop_factories=["notifyloop"])  # the others write again what OpenSSL has taken
+@pytest.mark.parametrize("size", [1000, 40_000])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_interrupt_of_a_write(
+    ours: socket.socket, peer: Any, tls: Contexts, monkeypatch: pytest.MonkeyPatch, size: int, when: str
+) -> None:
+    interrupts: list[str] = []
+
+    class Interrupted(ssl.SSLObject):
+        def write(self, data: Any) -> int:
+            if interrupts == ["before"]:
+                raise KeyboardInterrupt(interrupts.pop())
+            count = super().write(data)
+            if interrupts == ["after"]:
+                raise KeyboardInterrupt(interrupts.pop())
+            return count
+
+    monkeypatch.setattr(tls[0], "sslobject_class", Interrupted)
+    protocol = await accept(ours, peer, tls)
+    receiving = asyncio.ensure_future(peer.receive_all())
+    for write in (protocol.transport.write, lambda data: protocol.transport.writelines([data])):
+        interrupts.append(when)
+        with pytest.raises(KeyboardInterrupt):
+            write(b"a" * size)
+    protocol.transport.write(b"Z")
+    assert protocol.transport.get_write_buffer_size() == 0
+    protocol.transport.close()
+    assert await receiving == b"a" * 2 * size + b"Z"
+    await peer.send(peer.goodbye())
+    assert await protocol.lost is None
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio", "notifyloop"])  # uvloop's servers wait for ever
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("server_side", [False, True])
+async def test_whoever_pauses_as_soon_as_start_tls_has_returned(
+    ours: socket.socket,
+    peer: Any,
+    tls: Contexts,
+    monkeypatch: pytest.MonkeyPatch,
+    version: ssl.TLSVersion,
+    server_side: bool,
+) -> None:
+    """What is still to be said of the handshake is said."""
+    monkeypatch.setattr(tls[0], "minimum_version", version)
+    monkeypatch.setattr(tls[0], "maximum_version", version)
+    loop = asyncio.get_running_loop()
+    plain, protocol = await loop.create_connection(Recorder, sock=ours)
+    peer.speak(tls[int(server_side)], server_side=not server_side)
+    name = None if server_side else "localhost"
+    upgrading: Any = asyncio.ensure_future(
+        loop.start_tls(plain, protocol, tls[int(not server_side)], server_side=server_side, server_hostname=name)
+    )
+    upgrading.add_done_callback(lambda done: done.result().pause_reading())
+    await peer.send(await peer.shake_hands())
+    (await upgrading).abort()
+    await protocol.lost
