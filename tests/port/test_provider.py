@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from notifyloop.port.provider import provider
+from notifyloop.port.provider import PROVIDERS, provider
 
-CHOSEN = "from notifyloop.port.provider import provider; print(provider.name)"
+CHOSEN = "from notifyloop.port.provider import PROVIDERS, provider; print(provider.name)"
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_an_unknown_one_is_an_error_that_names_the_known(name: str) -> None:
     assert (
         f"ImportError: NOTIFYLOOP_PROVIDER={name}: notifyloop has no such provider on {sys.platform}" in forced.stderr
     )
-    assert provider.name in forced.stderr
+    assert f"{sys.platform}, but {' or '.join(PROVIDERS)}\n" in forced.stderr
 
 
 @pytest.mark.only("linux", reason="these are providers of Windows")
