@@ -96,10 +96,7 @@ static int arm(port_t *port, int descriptor, record_t *record, UINT16 filter, UI
     int error = armed ? 0 : change(port, EPOLL_CTL_MOD, descriptor, record, events);
     if (error)
         return error;
-    port->counters.re_arms += record->state != ENABLED;
-    record->filter = filter;
-    record->trigger = trigger;
-    record->state = ENABLED;
+    note_armed(port, record, filter, trigger);
     return 0;
 }
 

@@ -79,10 +79,7 @@ static int arm(port_t *port, int descriptor, record_t *record, UINT16 filter, UI
     if (record->state <= LOST) /* as it turned out just now */
         return ENOENT;
     list_arming(port, descriptor, record, filter, trigger);
-    port->counters.re_arms += record->state != ENABLED;
-    record->filter = filter;
-    record->trigger = trigger;
-    record->state = ENABLED;
+    note_armed(port, record, filter, trigger);
     return 0;
 }
 

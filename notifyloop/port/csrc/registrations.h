@@ -22,6 +22,14 @@ static record_t *record_of(port_t *port, int descriptor) {
     return &port->records[descriptor];
 }
 
+/* What is enabled, as soon as the kernel knows of it or will. */
+static void note_armed(port_t *port, record_t *record, UINT16 filter, UINT8 trigger) {
+    port->counters.re_arms += record->state != ENABLED;
+    record->filter = filter;
+    record->trigger = trigger;
+    record->state = ENABLED;
+}
+
 static bool valid_trigger(UINT8 trigger) {
     bool level = trigger & SOCK_NOTIFY_TRIGGER_LEVEL, edge = trigger & SOCK_NOTIFY_TRIGGER_EDGE;
     bool once = trigger & SOCK_NOTIFY_TRIGGER_ONESHOT, always = trigger & SOCK_NOTIFY_TRIGGER_PERSISTENT;
