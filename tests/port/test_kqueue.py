@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Network, Pair
+    from notifyloop.port import Notification
 
 pytestmark = pytest.mark.only("kqueue", reason="about the provider over kqueue")
 
@@ -280,18 +281,25 @@ class TestLateResults:
             signal.signal(signal.SIGALRM, before)
 
 
+def wait_elsewhere(port: CompletionPort, registration: Registration) -> tuple[threading.Thread, list[Notification]]:
+    """A thread that orders this and waits already, and where it puts what it dequeues."""
+    found: list[Notification] = []
+    waits = port.counters().waits
+    thread = threading.Thread(target=lambda: found.extend(port.process([registration], timeout=10)))
+    thread.start()
+    while port.counters().waits == waits:
+        pass
+    return thread, found
+
+
 class TestInFlight:
     """A thread that was alone waits with changes. Whoever orders something has it come back first."""
 
     def test_another_changes_what_is_in_flight(self, port: CompletionPort, network: Network) -> None:
         for _ in range(50):
             ours, theirs = network.unix_pair()
-            registration, found = Registration(ours, "ours"), []
-            waits = port.counters().waits
-            thread = threading.Thread(target=lambda: found.extend(port.process([registration], timeout=10)))  # noqa: B023
-            thread.start()
-            while port.counters().waits == waits:
-                pass
+            registration = Registration(ours, "ours")
+            thread, found = wait_elsewhere(port, registration)
             registration_of_another = Registration(theirs, "theirs", Event.OUT)
             port.enable(registration_of_another)
             thread.join()
@@ -304,12 +312,8 @@ class TestInFlight:
     def test_a_removal(self, port: CompletionPort, network: Network) -> None:
         for _ in range(50):
             ours, _ = network.unix_pair()
-            registration, found = Registration(ours, "ours"), []
-            waits = port.counters().waits
-            thread = threading.Thread(target=lambda: found.extend(port.process([registration], timeout=10)))  # noqa: B023
-            thread.start()
-            while port.counters().waits == waits:
-                pass
+            registration = Registration(ours, "ours")
+            thread, found = wait_elsewhere(port, registration)
             port.remove(registration)
             thread.join()
             assert [note.events for note in found] == [Event.REMOVE]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .recorder import TURNS, Recorder, some_turns
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -20,32 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 KIB = 1024
 SOME = 10  # connections
-TURNS = 20  # more than anything takes that does not wait for the peer
 MUCH = 8_000_000  # bytes: more than the kernels of both ends hold
-
-
-class Recorder(asyncio.Protocol):
-    def __init__(self) -> None:
-        self.received = bytearray()
-        self.deliveries: list[int] = []
-        self.news = asyncio.Event()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        self.deliveries.append(len(data))
-        self.news.set()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost.set_result(error)
-
-    async def until(self, size: int) -> None:
-        while len(self.received) < size:
-            self.news.clear()
-            await self.news.wait()
 
 
 class Buffered(Recorder, asyncio.BufferedProtocol):
@@ -58,11 +35,6 @@ class Buffered(Recorder, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(bytes(self.buffer[:nbytes]))
-
-
-async def some_turns() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 async def accept(ours: socket.socket, peer: Any, tls: Contexts, factory: Any = Recorder) -> Any:

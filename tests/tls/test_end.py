@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from .recorder import some_turns
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 NEVER = 3600.0  # seconds: a test that waits for it fails
 MUCH = bytes(5_000_000)  # more than a socket and asyncio's limits hold
-TURNS = 20  # more than anything takes that does not wait for the peer
 
 
 class Recorder(asyncio.Protocol):
@@ -74,11 +75,6 @@ async def connect(
     _, made = await connecting
     await some_turns()  # what a server sends after the handshake has arrived, too
     return made
-
-
-async def some_turns() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 @pytest_asyncio.fixture

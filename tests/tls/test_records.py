@@ -11,43 +11,34 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from . import recorder
+from .recorder import some_turns
+
 if TYPE_CHECKING:
     from typing import Any
 
     Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 pytestmark = pytest.mark.asyncio
-TURNS = 5  # more than anything takes that does not wait for the peer
 OVERSIZED = b"\x17\x03\x03\xff\xff" + bytes(1000)
 ALERT = b"\x15\x03\x03\x00\x02\x02\x28"  # in the clear: the handshake has failed
 
 
-class Recorder(asyncio.Protocol):
+class Recorder(recorder.Recorder):
     def __init__(self) -> None:
-        self.received = bytearray()
+        super().__init__()
         self.events: list[str] = []
-        self.news = asyncio.Event()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
+        super().connection_made(transport)
         self.events.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        self.news.set()
 
     def eof_received(self) -> None:
         self.events.append("end")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.events.append("lost")
-        self.lost.set_result(error)
-
-    async def until(self, size: int) -> None:
-        while len(self.received) < size:
-            self.news.clear()
-            await self.news.wait()
+        super().connection_lost(error)
 
 
 class Narrow(Recorder, asyncio.BufferedProtocol):
@@ -62,11 +53,6 @@ class Narrow(Recorder, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(bytes(self.buffer[:nbytes]))
-
-
-async def some_turns() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 @pytest_asyncio.fixture

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .recorder import some_turns
+
 if TYPE_CHECKING:
     import socket
     from typing import Any
@@ -27,7 +29,6 @@ ASYNCIO_LOSES_IT = pytest.mark.differs(
 UVLOOP_WAITS = pytest.mark.differs(
     uvloop="0.23.0", reason="waits for it for ever: https://github.com/MagicStack/uvloop/issues/707", run=False
 )
-TURNS = 10  # more than anything takes that does not wait for the peer
 
 
 class Recorder(asyncio.Protocol):
@@ -46,11 +47,6 @@ class Recorder(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set_result(error)
-
-
-async def some_turns() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 async def accept(ours: socket.socket) -> tuple[Any, Recorder]:
