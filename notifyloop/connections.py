@@ -94,8 +94,6 @@ def start_serving(
     """
     if sock.fileno() == -1:
         return  # the server was closed while accepting paused
-    timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
-    serving = copy_context() if context is None else context
     add_reader(
         loop,
         sock.fileno(),
@@ -106,8 +104,9 @@ def start_serving(
         sslcontext,
         server,
         backlog,
-        *timeouts,
-        serving,
+        ssl_handshake_timeout,
+        ssl_shutdown_timeout,
+        copy_context() if context is None else context,
     )
 
 

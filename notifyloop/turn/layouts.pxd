@@ -21,7 +21,7 @@ cdef extern from "layouts.h":
         cdef object _app_protocol, _app_protocol_is_buffer, _app_reading_paused, _app_writing_paused, _conn_lost, _context
         cdef object _eof_received, _going_on, _incoming, _incoming_high_water, _incoming_low_water, _openssl, _outgoing
         cdef object _outgoing_high_water, _sealed, _ssl_reading_paused, _ssl_writing_paused, _state, _transport, _true, _unread
-        cdef object _write_backlog, _write_buffer_size, _busy
+        cdef object _write_backlog, _write_buffer_size
 
     ctypedef class notifyloop.turn.tls_state.TLSTransportState [object TLSTransportStruct, check_size error]:
         cdef object _closed, _ssl_protocol

@@ -98,11 +98,10 @@ def accept_connection(
                 }
             )
             remove_reader(loop, sock.fileno())
-            arguments: tuple[Any, ...] = (protocol_factory, sock, sslcontext, server, backlog)
-            arguments += (handshake_timeout, shutdown_timeout)
+            settings: tuple[Any, ...] = (sslcontext, server, backlog, handshake_timeout, shutdown_timeout)
             if sys.version_info >= (3, 15):  # as there; before, it is the context that the timer has
-                arguments += (context,)
-            loop.call_later(ACCEPT_RETRY_DELAY, loop._start_serving, *arguments)
+                settings += (context,)
+            loop.call_later(ACCEPT_RETRY_DELAY, loop._start_serving, protocol_factory, sock, *settings)
             return
         try:
             connection.setblocking(False)

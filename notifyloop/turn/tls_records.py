@@ -22,6 +22,8 @@ import ssl
 from asyncio.sslproto import SSLProtocolState
 from typing import TYPE_CHECKING
 
+from notifyloop.turn.transport import LATE_WRITES
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable
@@ -38,7 +40,6 @@ RECORD = 16 * 1024  # bytes: the most that one can hold
 ALL_OF_ONE = RECORD + 1  # who asks for so many, and gets fewer, has got all
 AT_ONCE = 4 * RECORD  # bytes into one BIO
 MOST_SEALED = 16  # times as many, before the transport is asked whether it takes them
-LATE_WRITES = 5  # that are taken in silence, for the program may not know yet; asyncio's
 
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLSyscallError)  # what says that the peer's next words are needed first
 ALL_DROPPED = (*WOULD_BLOCK, ssl.SSLZeroReturnError)  # or there was their close_notify, as an empty read says too
